@@ -1,0 +1,73 @@
+"""``spec.resources``: machines, and nothing that would give a user rights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.document import Document, Quantity, Word, filled
+
+LabelKey = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+        max_length=317,
+    ),
+]
+LabelValue = Annotated[
+    str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)
+]
+
+
+class Accelerator(Document):
+    """What one node gives."""
+
+    resource: LabelKey = "nvidia.com/gpu"
+    """The extended resource to request."""
+    per_node: Annotated[int, Field(ge=0, le=64)] = 1
+    device: Literal["cuda", "cpu"] = "cuda"
+    """What the ranks compute on. It is never changed to the CPU silently."""
+    memory: Quantity | None = None
+    """Of one accelerator, for the verdict before it is requested."""
+
+
+class Toleration(Document):
+    """A taint that the pods may ignore; a key is needed, and node.kubernetes.io/* is refused."""
+
+    key: LabelKey
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: LabelValue | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+class CpuResources(Document):
+    """CPU and memory of a stage that needs no accelerator."""
+
+    cpu: Quantity | None = None
+    memory: Quantity | None = None
+
+
+class Resources(Document):
+    """Where and with how much the job runs."""
+
+    nodes: Annotated[int, Field(ge=1, le=4096)] = 1
+    min_nodes: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Run on fewer nodes when there is no room. Absent: always on ``nodes``."""
+    accelerator: Accelerator = Accelerator()
+    processes_per_node: Annotated[int, Field(ge=1, le=64)] = filled()
+    """Ranks of one node. Absent: one an accelerator, one on a CPU."""
+    cpu: Quantity | None = None
+    memory: Quantity | None = None
+    shared_memory: Quantity | None = None
+    """Size of /dev/shm. Absent: 16Gi with an accelerator, 1Gi without."""
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] | None = None
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
+    priority_class_name: Word | None = None
+    preparation: CpuResources | None = None
+    publishing: CpuResources | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all nodes."""
+        return self.nodes * self.processes_per_node

@@ -1,0 +1,1 @@
+"""The operator: resolves, plans and acts on FineTuneJobs."""

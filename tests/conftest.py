@@ -1,0 +1,6 @@
+"""Put the harness on the path of every layer."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
