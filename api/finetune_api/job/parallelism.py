@@ -32,8 +32,9 @@ class Ddp(Document):
 
 
 class Parallelism(Document):
-    """At most one of deepspeed, fsdp and ddp. Absent: ddp on one rank and for adapters, ZeRO-2
-    for full fine-tuning on several.
+    """At most one of deepspeed, fsdp and ddp, and sizes beside it.
+
+    Absent: ddp on one rank and for adapters, ZeRO-2 for full fine-tuning on several.
     """
 
     deepspeed: DeepSpeed | None = None
