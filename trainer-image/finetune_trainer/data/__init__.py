@@ -1,0 +1,1 @@
+"""From rows in files to tokens with the spans that are trained."""
