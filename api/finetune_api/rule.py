@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.condition import ITEM, Condition, cel_exists, items_of
@@ -36,7 +36,7 @@ class Rule:
     """A change of ``MINIMAL`` that this row refuses."""
     good: Change
     """The nearest change that is accepted, by every row."""
-    each: tuple[str, ...] = field(default=())
+    each: tuple[str, ...] = ()
     """Lists whose items are looked at one by one."""
 
     @property
