@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +141,14 @@ class SplitWriter:
         """Tokens of each document so far."""
         return self._lengths.array
 
-    def finish(self, sequences: Iterable[Sequence[int] | Array]) -> list[FileEntry]:
-        """Write which documents make up each sequence; flush everything; return the files.
+    def finish(self, members: Array, ends: Array) -> list[FileEntry]:
+        """Write the sequences; flush everything; return the files of this split.
 
-        Paths of the entries are relative to the folder above this split.
+        Sequence i consists of the documents ``members[ends[i-1]:ends[i]]``. Paths of the entries
+        are relative to the folder above this split.
         """
-        members = 0
-        for sequence in sequences:
-            documents = np.asarray(sequence, dtype=np.uint32)
-            members += len(documents)
-            self._columns["members.u32"].append(documents)
-            self._columns["sequence_ends.i64"].append(np.asarray([members]))
+        self._columns["members.u32"].append(members)
+        self._columns["sequence_ends.i64"].append(ends)
         entries = [column.close(self._folder.parent) for column in self._columns.values()]
         _sync_folder(self._folder)
         return entries

@@ -1,0 +1,278 @@
+"""The shapes in which people keep conversations, read into one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from finetune_api.job.dataset import DataSource
+
+Role = Literal["system", "user", "assistant"]
+LossOn = Literal["Assistant", "Completion", "LastAssistant", "All"]
+ROLES: tuple[str, ...] = get_args(Role)
+
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+STANFORD_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+STANFORD = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{instruction}\n\n### Response:"
+)
+"""The prompts of the original Stanford Alpaca, letter by letter."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn."""
+
+    role: str
+    content: str
+
+    def to_template(self) -> dict[str, str]:
+        """Return the message as chat templates take it."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns that a chat template renders."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Plain text: a prompt and what comes after it, no chat template in between."""
+
+    prompt: str
+    completion: str
+
+
+Example = Conversation | Pair
+
+
+class BadRow(Exception):
+    """A row that does not have the shape of its format."""
+
+    def __init__(self, code: str, message: str, fix: str) -> None:
+        """Hold what a Problem needs."""
+        self.code, self.message, self.fix = code, message, fix
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One shape: its columns, what is trained by default, and how a row is read."""
+
+    name: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    loss_on: LossOn
+    read: Callable[[dict[str, Any], bool], Example]
+    """Takes the columns by our names, and whether Alpaca's original prompt is wanted."""
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in value
+    ):
+        text = "".join(part["text"] for part in value)
+    else:
+        kind = "empty" if value is None else type(value).__name__
+        raise BadRow("content-not-text", f"{where} is {kind}, not text", "write it as a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRow(
+            "invalid-unicode", f"{where} holds half of a surrogate pair", "remove the character"
+        ) from None
+    return text
+
+
+def _turns(
+    value: Any, column: str, role_key: str, text_key: str, roles: dict[str, str]
+) -> list[Message]:
+    if not isinstance(value, list):
+        raise BadRow(
+            "invalid-message",
+            f"{column} is {type(value).__name__}, not a list",
+            f'write [{{"{role_key}": ..., "{text_key}": ...}}, ...]',
+        )
+    turns = []
+    for number, item in enumerate(value):
+        where = f"{column}[{number}]"
+        if not isinstance(item, dict) or role_key not in item or text_key not in item:
+            raise BadRow(
+                "invalid-message",
+                f"{where} has no {role_key} and {text_key}",
+                f'write {{"{role_key}": ..., "{text_key}": ...}}',
+            )
+        extra = sorted(
+            key for key in ("tool_calls", "function_call", "weight") if item.get(key) is not None
+        )
+        if extra:
+            raise BadRow(
+                "unsupported-message-field",
+                f"{where} has {extra[0]}, which is not supported",
+                "remove the field or the row",
+            )
+        role = item[role_key]
+        if not isinstance(role, str) or role not in roles:
+            raise BadRow(
+                "unknown-role",
+                f"{where} has the role {role!r:.60}",
+                f"roles: {' '.join(roles)}",
+            )
+        turns.append(Message(roles[role], _text(item[text_key], f"{where}.{text_key}")))
+    return turns
+
+
+def _with_system(row: dict[str, Any], turns: list[Message]) -> Conversation:
+    system = row.get("system")
+    if system:
+        turns = [Message("system", _text(system, "system")), *turns]
+    return Conversation(tuple(turns))
+
+
+def _messages(row: dict[str, Any], _: bool) -> Example:
+    roles = {role: role for role in ROLES}
+    return _with_system(row, _turns(row["messages"], "messages", "role", "content", roles))
+
+
+def _sharegpt(row: dict[str, Any], _: bool) -> Example:
+    turns = _turns(row["conversations"], "conversations", "from", "value", _SHAREGPT_ROLES)
+    return _with_system(row, turns)
+
+
+def _alpaca(row: dict[str, Any], stanford: bool) -> Example:
+    instruction = _text(row["instruction"], "instruction")
+    output = _text(row["output"], "output")
+    given = _text(row.get("input") or "", "input")
+    if stanford:
+        prompt = STANFORD_WITH_INPUT if given.strip() else STANFORD
+        return Pair(prompt.format(instruction=instruction, input=given), output)
+    question = f"{instruction}\n\n{given}" if given.strip() else instruction
+    return _with_system(row, [Message("user", question), Message("assistant", output)])
+
+
+FORMATS = {
+    form.name: form
+    for form in (
+        Format("Messages", ("messages",), ("system", "tools"), "Assistant", _messages),
+        Format("ShareGPT", ("conversations",), ("system", "tools"), "Assistant", _sharegpt),
+        Format(
+            "Alpaca",
+            ("instruction", "output"),
+            ("input", "system", "history", "tools"),
+            "Completion",
+            _alpaca,
+        ),
+    )
+}
+"""What this release reads."""
+_REFUSED_COLUMNS = ("tools", "history")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the rows of one source are read."""
+
+    format: Format
+    columns: dict[str, str]
+    """Our name of each column to the name in the file."""
+    stanford: bool
+    detected: bool
+    """The format was read off the first row."""
+
+    def read(self, row: dict[str, Any]) -> Example:
+        """Return the example of a row; raises ``BadRow``."""
+        ours: dict[str, Any] = {}
+        for name in (*self.format.required, *self.format.optional):
+            column = self.columns.get(name, name)
+            if column in row:
+                ours[name] = row[column]
+            elif name in self.format.required:
+                raise BadRow(
+                    "missing-column",
+                    f"no column {column} (columns: {_names(row)})",
+                    f"add {column}, or name the column in dataset.train[].columns",
+                )
+        for name in _REFUSED_COLUMNS:
+            if ours.get(name):
+                raise BadRow(
+                    "unsupported-column",
+                    f"column {name} is filled, which is not supported",
+                    "remove the column or the row",
+                )
+        return self.format.read(ours, self.stanford)
+
+
+def _names(row: dict[str, Any]) -> str:
+    names = sorted(map(str, row))
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") or "none"
+
+
+def reader_for(source: DataSource, first: dict[str, Any], *, stanford: bool) -> Reader:
+    """Choose how to read a source by what it says and by its first row.
+
+    Raises ``BadRow`` when the columns that it names are not there, or no format fits.
+    """
+    columns = dict(source.columns or {})
+    for ours, theirs in columns.items():
+        if theirs not in first:
+            close = difflib.get_close_matches(theirs, [str(name) for name in first], n=1)
+            raise BadRow(
+                "unknown-column",
+                f"no column {theirs} (columns: {_names(first)})",
+                f"did you mean {close[0]}?" if close else f"correct dataset columns.{ours}",
+            )
+    if source.format is not None:
+        if source.format not in FORMATS:
+            raise BadRow(
+                "format-not-supported",
+                f"format {source.format} is not supported yet",
+                f"formats: {' '.join(FORMATS)}",
+            )
+        form = FORMATS[source.format]
+        _check_names(form, columns)
+        return Reader(form, columns, stanford, detected=False)
+    for form in FORMATS.values():
+        if all(columns.get(name, name) in first for name in form.required):
+            _check_names(form, columns)
+            return Reader(form, columns, stanford, detected=True)
+    wanted = "; ".join(f"{f.name}: {', '.join(f.required)}" for f in FORMATS.values())
+    raise BadRow(
+        "unknown-column",
+        f"no format has these columns: {_names(first)}",
+        f"rename the columns, or map them with dataset columns ({wanted})",
+    )
+
+
+def _check_names(form: Format, columns: dict[str, str]) -> None:
+    known = (*form.required, *form.optional)
+    for ours in columns:
+        if ours not in known:
+            raise BadRow(
+                "unknown-column",
+                f"dataset columns names {ours}, which {form.name} does not have",
+                f"columns of {form.name}: {', '.join(known)}",
+            )
