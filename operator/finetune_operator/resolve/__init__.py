@@ -16,6 +16,9 @@ from finetune_operator.resolve.wording import cut
 
 __all__ = ["profile_problems", "resolve"]
 
+NEEDED = frozenset({"missing-field", "method-exactly-one"})
+"""Problems of what is absent."""
+
 
 def resolve(
     job: Mapping[str, Any],
@@ -57,13 +60,14 @@ def resolve(
         refusal = refused.problems
     merged, chosen = _merged(user, profile)
     parsed = validation.parse(JobSpec, merged.data)
-    if isinstance(parsed, list):
-        found = parsed
-    else:
-        found = _spec_problems(parsed, look(job, "metadata", "labels"), profile)
+    found = parsed if isinstance(parsed, list) else []
+    broken = [problem.field for problem in (*empty, *found) if problem.field]
+    found += checks.rule_problems(merged.data, broken)
+    if isinstance(parsed, JobSpec):
+        found += _spec_problems(parsed, look(job, "metadata", "labels"), profile)
     if refusal:
         # What is missing may stand in the profile that was not found.
-        found = [problem for problem in found if problem.code != "missing-field"]
+        found = [problem for problem in found if problem.code not in NEEDED]
     hidden = {problem.field for problem in empty}
     problems += refusal
     problems += [
@@ -105,7 +109,7 @@ def _merged(user: Mapping[str, Any], profile: Profile | None) -> tuple[Merged, t
 
 def _spec_problems(spec: JobSpec, labels: Any, profile: Profile | None) -> list[Problem]:
     """Return what is wrong with a spec whose fields are right one by one."""
-    found = checks.uri_problems(spec) + checks.batch_problems(spec)
+    found = checks.uri_problems(spec)
     if profile is not None:
         texts = {
             key: value

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
+from finetune_api import compatibility
 from finetune_api.job import JobSpec
 from finetune_api.names import MAX_JOB_NAME
 from finetune_api.problem import Problem
 from finetune_api.source import parse_uri
+from finetune_operator.resolve.builtin import world_size
 from finetune_operator.resolve.ceilings import uris
+from finetune_operator.resolve.paths import look
 from finetune_operator.resolve.wording import cut, quoted, read
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -86,32 +90,62 @@ def uri_problems(spec: JobSpec) -> list[Problem]:
     return found
 
 
-def batch_problems(spec: JobSpec) -> list[Problem]:
+def rule_problems(data: Any, broken: Collection[str]) -> list[Problem]:
+    """Return what the rules between fields say of a merged spec.
+
+    A rule about a field that is broken in itself is left out: it would only repeat it. ``broken``
+    holds these fields.
+    """
+    found = [
+        problem
+        for problem in compatibility.evaluate(data)
+        if not any(_touch(problem.field or "", field) for field in broken)
+    ]
+    sizes = ("spec.training", "spec.resources")
+    unsure = any(_touch(section, field) for section in sizes for field in broken)
+    batch = None if unsure else _batch(data)
+    others = [problem for problem in found if problem.code not in BATCH_CODES]
+    return others + ([batch] if batch else [])
+
+
+def _touch(one: str, other: str) -> bool:
+    """Tell whether one field is the other, or holds it."""
+    shorter, longer = sorted((one, other), key=len)
+    return longer == shorter or longer.startswith((f"{shorter}.", f"{shorter}["))
+
+
+BATCH_CODES = ("world-divides", "micro-batch-divides", "micro-batch-times-world-divides")
+"""Rules that are said here with the numbers of the job, from the gravest."""
+
+
+def _batch(data: Any) -> Problem | None:
     """Return the problem of a global batch that the ranks cannot share evenly.
 
     The global batch is ranks x micro batch x accumulation, in whole numbers.
     """
-    whole = spec.training.global_batch_size
-    if whole is None:
-        return []
-    ranks, micro = spec.resources.world_size, spec.training.micro_batch_size
+    whole = look(data, "training", "globalBatchSize")
+    micro = look(data, "training", "microBatchSize")
+    ranks = world_size(data)
+    numbers = [whole, ranks, 1 if micro is None else micro]
+    if not all(type(number) is int and number > 0 for number in numbers):
+        return None
     unit = ranks * (micro or 1)
     if whole % unit == 0:
-        return []
+        return None
     share = f"{ranks} rank{'' if ranks == 1 else 's'}"
     if micro is not None:
         share += f" x microBatchSize {micro}"
     below = whole // unit * unit
     nearest = f"{below} or {below + unit}" if below else f"{unit}"
     fix = f"set globalBatchSize to {nearest}"
-    if micro is not None and whole % ranks == 0:
+    field, code = "globalBatchSize", BATCH_CODES[0]
+    if whole % ranks == 0:
+        field, code = "microBatchSize", BATCH_CODES[1 if whole % micro else 2]
         fitting = max(size for size in range(1, micro + 1) if whole // ranks % size == 0)
-        fix += f", or microBatchSize to {fitting}"
-    return [
-        Problem(
-            code="batch-not-divisible",
-            field="spec.training.globalBatchSize",
-            message=f"globalBatchSize {whole} cannot be divided by {unit} ({share})",
-            fix=fix,
-        )
-    ]
+        fix = f"set microBatchSize to {fitting}, or globalBatchSize to {nearest}"
+    return Problem(
+        code=code,
+        field=f"spec.training.{field}",
+        message=f"globalBatchSize {whole} cannot be divided by {unit} ({share})",
+        fix=fix,
+    )

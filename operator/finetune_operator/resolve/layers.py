@@ -7,21 +7,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_api.compatibility import EXCLUSIVE
 from finetune_api.resolved import Origin
 from finetune_operator.resolve.paths import Path
 
-_METHODS = ("full", "lora", "houlsby", "prefixTuning", "promptTuning", "pTuning")
-_OBJECTIVES = ("sft", "pretrain", "dpo", "kto", "reward", "orpo", "supervised")
+Groups = tuple[frozenset[str], ...]
 
-ONE_OF: dict[Path, tuple[frozenset[str], ...]] = {
-    ("method",): tuple(frozenset({name}) for name in _METHODS),
-    ("objective",): tuple(frozenset({name}) for name in _OBJECTIVES),
-    ("parallelism",): tuple(frozenset({name}) for name in ("deepspeed", "fsdp", "ddp")),
-    ("dataset", "validation"): (frozenset({"fraction"}), frozenset({"sources"})),
-    ("training",): (frozenset({"warmupRatio"}), frozenset({"warmupSteps"})),
-    ("workspace",): (frozenset({"claimName"}), frozenset({"size", "storageClassName"})),
-}
-"""Fields of which one excludes the others. A layer that chooses replaces the choice of the layers
+
+def _exclusive() -> dict[Path, list[Groups]]:
+    """Return the contract's groups of exclusive fields by the section that holds them."""
+    found: dict[Path, list[Groups]] = {}
+    for groups in EXCLUSIVE:
+        section = tuple(groups[0][0].split(".")[:-1])
+        names = tuple(frozenset(path.rpartition(".")[2] for path in group) for group in groups)
+        found.setdefault(section, []).append(names)
+    return found
+
+
+ONE_OF = _exclusive()
+"""Fields of which one shuts out the others. A layer that chooses replaces the choice of the layers
 below; it never adds to it."""
 
 
@@ -82,11 +86,12 @@ def _lay(
 
 def _displaced(path: Path, layer: Mapping[str, Any]) -> set[str]:
     """Return the names below a path that the choice of a layer pushes out."""
-    groups = ONE_OF.get(path, ())
-    chosen = {name for group in groups if group & layer.keys() for name in group}
-    if not chosen:
-        return set()
-    return {name for group in groups for name in group} - chosen
+    out: set[str] = set()
+    for groups in ONE_OF.get(path, ()):
+        chosen = {name for group in groups if group & layer.keys() for name in group}
+        if chosen:
+            out |= {name for group in groups for name in group} - chosen
+    return out
 
 
 def _forget(origins: dict[Path, Origin], path: Path) -> None:

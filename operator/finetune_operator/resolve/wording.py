@@ -91,6 +91,8 @@ def read(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
+        return f"the number {value}"
     if isinstance(value, int | float):
         return cut(f"the number {spelled(value)}" if abs(value) < 1e300 else "a huge number", 60)
     if isinstance(value, str):
@@ -146,7 +148,9 @@ def describe(item: Mapping[str, Any], where: str, name: str) -> Problem:
             message=cut(f"{where} must be {bound}, not {_figure(value)}"),
             fix=_FIELD_FIX.get(name, f"write {name}: with a value that is {bound}"),
         )
-    if kind in {"too_short", "string_too_short"}:
+    if kind == "string_too_short" and name == "uri":
+        item = {**item, "ctx": {"pattern": "^((hf|modelscope)"}}
+    elif kind in {"too_short", "string_too_short"}:
         least = context.get("min_length", 1)
         return Problem(
             code="too-short",
