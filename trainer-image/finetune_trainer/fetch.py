@@ -340,8 +340,12 @@ def _download(config: StageConfig, source: Source, layout: Layout) -> tuple[str,
         commit = str(info.sha)
         staging = layout.model / f".download-{commit[:16]}"
         staging.mkdir(parents=True, exist_ok=True)
-        wanted = [s for s in info.siblings or [] if "/" not in s.rfilename]
-        total = sum(s.size or 0 for s in wanted if Path(s.rfilename).suffix in _SUFFIXES)
+        chosen = [
+            s
+            for s in info.siblings or []
+            if "/" not in s.rfilename and Path(s.rfilename).suffix in _SUFFIXES
+        ]
+        total = sum(s.size or 0 for s in chosen)
         with _progress(staging, total, model.uri):
             snapshot_download(
                 source.name,
@@ -353,8 +357,16 @@ def _download(config: StageConfig, source: Source, layout: Layout) -> tuple[str,
                 ignore_patterns=["*/*"],
                 max_workers=4,
             )
+        short = [s.rfilename for s in chosen if _size(staging / s.rfilename) != s.size]
+        if short:
+            raise OSError(f"{short[0]} did not arrive whole")
     shutil.rmtree(staging / ".cache", ignore_errors=True)
     return commit, staging
+
+
+def _size(path: Path) -> int | None:
+    """Return a file's size; None where there is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 _SUFFIXES = {pattern.removeprefix("*") for pattern in PATTERNS}
