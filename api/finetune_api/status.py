@@ -175,6 +175,10 @@ class Ledger(Document):
     """The newest ``spec.recovery.retryGeneration`` that was acted upon."""
     prepared: bool = False
     trained: bool = False
+    tries: Count = 0
+    """Tries of preparation or publishing, whichever runs now, the present one included."""
+    stopping: FailureClass | None = None
+    """Why the child that runs is to end: written before it is told so."""
     not_before: Time | None = None
     """The next attempt must not start before this time."""
     outcome: Literal["Succeeded", "Failed"] | None = None
