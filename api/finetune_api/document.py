@@ -66,13 +66,12 @@ Name = Annotated[
 """The name of another object in the same namespace (RFC 1123 subdomain)."""
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 Quantity = Annotated[
     str,
     BeforeValidator(_spelled),
-    StringConstraints(
-        pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$", max_length=32
-    ),
-    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+    StringConstraints(pattern=QUANTITY_PATTERN, max_length=32),
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
 ]
 """A Kubernetes quantity: ``80Gi``, ``500m``, ``32``."""
 Duration = Annotated[

@@ -12,9 +12,13 @@ from finetune_api.document import Document, Name
 
 Scheme = Literal["hf", "modelscope", "pvc", "job"]
 
+_SEGMENT = r"(\.?[^/\\.\x00-\x1f][^/\\\x00-\x1f]*|\.\.[^/\\\x00-\x1f]+)"
+"""One part of a path, never ``.`` or ``..``: a path cannot climb out of its claim."""
+_CLAIM = rf"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/{_SEGMENT})*/?"
+CLAIM_PATTERN = f"^{_CLAIM}$"
 URI_PATTERN = (
     r"^((hf|modelscope)://[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*"
-    r"|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/\\\x00-\x1f]+)*/?"
+    rf"|{_CLAIM}"
     r"|job://[a-z]([-a-z0-9]*[a-z0-9])?)$"
 )
 Uri = Annotated[str, StringConstraints(pattern=URI_PATTERN, min_length=6, max_length=1024)]
@@ -46,16 +50,15 @@ def parse_uri(text: str) -> Source:
     Raises ``ValueError`` with the fix in it when the text is none, or when a path in a claim
     tries to climb out of it.
     """
-    if not re.match(URI_PATTERN, text):
+    scheme, _, rest = text.partition("://")
+    if scheme == "pvc" and {".", ".."} & set(rest.split("/")[1:]):
+        raise ValueError(f"{text!r} must not contain . or .. in its path")
+    if not re.fullmatch(URI_PATTERN, text):
         raise ValueError(
             f"{text!r} is not hf://owner/name, modelscope://owner/name, pvc://claim/path "
             "or job://name"
         )
-    scheme, _, rest = text.partition("://")
     if scheme == "pvc":
         claim, _, path = rest.partition("/")
-        parts = [part for part in path.split("/") if part]
-        if any(part in {".", ".."} for part in parts):
-            raise ValueError(f"{text!r} must not contain . or .. in its path")
-        return Source("pvc", claim, "/".join(parts))
+        return Source("pvc", claim, path.rstrip("/"))
     return Source("job" if scheme == "job" else "hf" if scheme == "hf" else "modelscope", rest)

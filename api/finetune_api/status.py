@@ -120,7 +120,9 @@ class Resume(Document):
     digest: Digest | None = None
     """None: from step 0, nothing was saved before."""
     lost_steps: Count = 0
-    rejected: Annotated[tuple[str, ...], Field(max_length=3)] = ()
+    rejected: Annotated[
+        tuple[Annotated[str, Field(max_length=1024)], ...], Field(max_length=3)
+    ] = ()
     """Newer checkpoints that did not verify, with the reason."""
     time: Time
 
@@ -150,6 +152,23 @@ class OutputStatus(Document):
     uri: Annotated[str, Field(max_length=1024)]
     digest: Digest | None = None
     evaluation: dict[str, float] = Field(default_factory=dict, max_length=32)
+
+
+class Summary(Document):
+    """Short words for the columns of ``kubectl get``; empty where there is nothing to say."""
+
+    reason: Annotated[str, Field(max_length=128)] = ""
+    """Of the condition that explains the phase."""
+    progress: Annotated[str, Field(max_length=16)] = ""
+    """Part of the steps that is done: ``45%``."""
+    loss: Annotated[str, Field(max_length=32)] = ""
+    eta: Annotated[str, Field(max_length=32)] = ""
+    gpus: Count | None = None
+    """Accelerators that are held now."""
+    restarts: Count | None = None
+    """Attempts after the first."""
+    model: Annotated[str, Field(max_length=256)] = ""
+    method: Annotated[str, Field(max_length=64)] = ""
 
 
 class Ledger(Document):
@@ -189,6 +208,7 @@ class JobStatus(Ledger):
     """``status`` of a FineTuneJob: the ledger and what is derived from it (16 kB at most)."""
 
     phase: Phase | None = None
+    summary: Summary = Summary()
     observed_generation: Count = 0
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = ()
     resolved: ResolvedRef | None = None

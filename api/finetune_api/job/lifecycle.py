@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 
 from finetune_api.document import Document, Duration, Fraction, Name, Quantity, Word
 from finetune_api.job.training import Batch, Steps
-from finetune_api.source import SecretKeyRef
+from finetune_api.source import CLAIM_PATTERN, SecretKeyRef
 
 
 class Workspace(Document):
@@ -81,10 +81,7 @@ class Output(Document):
     uri: (
         Annotated[
             str,
-            StringConstraints(
-                pattern=r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/\\\x00-\x1f]+)*/?$",
-                max_length=1024,
-            ),
+            StringConstraints(pattern=CLAIM_PATTERN, max_length=1024),
         ]
         | None
     ) = None

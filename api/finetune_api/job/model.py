@@ -17,7 +17,7 @@ Task = Literal[
     "QuestionAnswering",
     "FeatureExtraction",
 ]
-Scalar = str | int | float | bool
+Scalar = Annotated[str, Field(max_length=1024)] | int | float | bool
 
 
 class Reference(Document):
