@@ -214,8 +214,12 @@ def _why(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg[0].lower()}{error.msg[1:]} at column {error.colno}"
+        return f"{_lowered(error.msg)} at column {error.colno}"
     return str(error)
+
+
+def _lowered(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _array_rows(file: DataFile, handle: IO[bytes]) -> Iterator[Row]:
@@ -247,15 +251,9 @@ def _array_rows(file: DataFile, handle: IO[bytes]) -> Iterator[Row]:
     except _TooLong:
         yield _too_long(file, text.line, end=True)
     except (ValueError, RecursionError) as error:
-        at = text.line + (error.lineno - 1 if isinstance(error, json.JSONDecodeError) else 0)
-        yield _bad(
-            file,
-            at,
-            "invalid-json",
-            f"not valid JSON: {_why(error)}",
-            "correct the row; nothing after it can be read",
-            end=True,
-        )
+        why = _lowered(error.msg) if isinstance(error, json.JSONDecodeError) else _why(error)
+        fix = "correct the row; nothing after it can be read"
+        yield _bad(file, text.line, "invalid-json", f"not valid JSON: {why}", fix, end=True)
 
 
 class _TooLong(Exception):
@@ -302,15 +300,16 @@ class _Text:
     def decode(self, decoder: json.JSONDecoder) -> tuple[Any, int]:
         """Return the value that starts here and its length, reading on while it is incomplete."""
         while True:
-            window = self._buffer[self._at :] if self._at else self._buffer
             try:
-                value, end = decoder.raw_decode(window)
-                if end < len(window) or self._ended:
-                    return value, end
+                value, end = decoder.raw_decode(self._buffer, self._at)
+                if end < len(self._buffer) or self._ended:
+                    return value, end - self._at
             except json.JSONDecodeError as error:
-                cut = error.pos >= len(window) - 16 or error.msg.startswith("Unterminated")
+                cut = error.pos >= len(self._buffer) - 16 or error.msg.startswith("Unterminated")
                 if self._ended or not cut:
+                    self.line += self._buffer.count("\n", self._at, error.pos)
                     raise
-            if len(window) > MAX_ROW_BYTES:
+            held = len(self._buffer) - self._at
+            if held > MAX_ROW_BYTES:
                 raise _TooLong
-            self._more(max(_CHUNK, len(window)))
+            self._more(max(_CHUNK, held))
