@@ -49,9 +49,9 @@ class Retention:
     """The background deletion of one claim's rank 0; at most one thread at a time."""
 
     def __init__(self, layout: Layout, claim: Claim, keep: int) -> None:
-        """Hold the claim; what it resumed from was verified by all ranks."""
+        """Hold the claim; touches nothing."""
         self.layout, self.claim, self.keep = layout, claim, keep
-        self._verified = {claim.resumes_from.path} if claim.resumes_from else set()
+        self._verified: set[str] = set()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
