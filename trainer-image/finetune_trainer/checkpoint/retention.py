@@ -8,6 +8,7 @@ lineage. A deletion takes the manifest away first, so that a half-deleted folder
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterable
@@ -17,6 +18,9 @@ from finetune_api.checkpoint import CheckpointRef, Claim
 from finetune_api.names import MANIFEST, Layout
 from finetune_trainer.checkpoint import claim as claims
 from finetune_trainer.checkpoint import durable, verify
+from finetune_trainer.errors import StageError
+
+_log = logging.getLogger(__name__)
 
 
 def superfluous(
@@ -42,7 +46,7 @@ def delete(layout: Layout, sequence: int, folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         (folder / MANIFEST).rename(folder / f"{MANIFEST}.deleted")
     durable.flush_folder(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder)
 
 
 class Retention:
@@ -53,23 +57,22 @@ class Retention:
         self.layout, self.claim, self.keep = layout, claim, keep
         self._verified: set[str] = set()
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._fenced: StageError | None = None
 
     def begin(self, newest: CheckpointRef) -> None:
-        """Start deleting, now that ``newest`` is committed; raises what went wrong last time."""
+        """Start deleting, now that ``newest`` is committed; raises as ``finish`` does."""
         self.finish()
         self._verified.add(newest.path)
         self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait for the thread; raises what went wrong there."""
+        """Wait for the thread; raises ``StageError`` (21) when it found a newer claim."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        if self._fenced is not None:
+            raise self._fenced
 
     def prune(self) -> tuple[Path, ...]:
         """Delete what is superfluous, oldest first; returns what was deleted."""
@@ -84,8 +87,11 @@ class Retention:
     def _run(self) -> None:
         try:
             self.prune()
-        except BaseException as error:
-            self._error = error
+        except StageError as error:
+            self._fenced = error
+        except OSError as error:
+            # Room that is not given back is no reason to stop training; the next save tries again.
+            _log.warning("old checkpoints could not be deleted: %s", error)
 
     def _lineage(self) -> list[tuple[int, int]]:
         known = claims.read_all(self.layout)

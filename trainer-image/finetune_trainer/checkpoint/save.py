@@ -94,11 +94,10 @@ class Checkpoints:
         folder = self.layout.checkpoint(self.sequence, step)
         files = self._written(folder, lambda: self._write_all(trainer, folder))
         manifest = self._manifest(trainer, files, "checkpoint", reason, evaluation)
-        self.newest = self._commit(folder, manifest)
+        newest = self.newest = self._commit(folder, manifest)
         self.seconds = time.monotonic() - began
-        if self.gang.leads:
-            self._retention.begin(self.newest)
-        return self.newest
+        self.gang.led(lambda: self._retention.begin(newest))
+        return newest
 
     def save_best(self, trainer: Any, evaluation: Mapping[str, float]) -> CheckpointRef:
         """Commit a snapshot of the weights alone; the one before it is deleted afterwards."""
@@ -106,13 +105,13 @@ class Checkpoints:
         files = self._written(folder, lambda: write_weights(trainer, folder, self.gang.leads))
         ref = self._commit(folder, self._manifest(trainer, files, "best", "best", evaluation))
         old, self.best = self.best, folder
-        if self.gang.leads and old is not None and old != folder:
-            retention.delete(self.layout, self.sequence, old)
+        if old is not None and old != folder:
+            self.gang.led(lambda: retention.delete(self.layout, self.sequence, old))
         return ref
 
     def close(self) -> None:
-        """Wait until old checkpoints are deleted; raises what went wrong there."""
-        self._retention.finish()
+        """Wait until old checkpoints are deleted. Collective; raises as ``save`` does."""
+        self.gang.led(self._retention.finish)
 
     def _written(self, folder: Path, write: Callable[[], None]) -> tuple[FileEntry, ...]:
         """Write with every rank; returns all ranks' files, flushed and hashed."""
