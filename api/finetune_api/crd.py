@@ -111,7 +111,12 @@ def _members(node: Mapping[str, Any], definitions: Mapping[str, Any], path: str)
     if isinstance(values, Mapping):
         if "maxProperties" not in node:
             raise ValueError(f"{path}: a map needs a bound")
-        return {"additionalProperties": _walk(values, definitions, f"{path}{{}}")}
+        walked = _walk(values, definitions, f"{path}{{}}")
+        if "type" in walked or "x-kubernetes-int-or-string" in walked:
+            return {"additionalProperties": walked}
+        # A rule sees a map only where it knows the type of its values: one of several types is
+        # left to ``resolve``, and the rules see an object whose members they cannot name.
+        return {"x-kubernetes-preserve-unknown-fields": True}
     properties = node.get("properties", {})
     found: Schema = {}
     required = [

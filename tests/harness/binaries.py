@@ -1,0 +1,150 @@
+"""The real etcd, kube-apiserver and kubectl: built once from their Go modules, then cached.
+
+A wrapper module in ``go/`` pins each with every dependency by hash. ``KUBEBUILDER_ASSETS`` names a
+folder to take them from instead. ``python -m harness.binaries`` builds them with a word of progress.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+GO = Path(__file__).parent / "go"
+ETCD = "etcd"
+API_SERVER = "kube-apiserver"
+KUBECTL = "kubectl"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the code of a binary comes from."""
+
+    module: str
+    """Folder of its wrapper module under ``go/``."""
+    package: str
+
+
+SOURCES = {
+    ETCD: Source("etcd", "go.etcd.io/etcd/server/v3"),
+    API_SERVER: Source("kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver"),
+    KUBECTL: Source("kubernetes", "k8s.io/kubernetes/cmd/kubectl"),
+}
+
+
+def cache_folder() -> Path:
+    """Return the folder of all built binaries."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / (
+        "finetunejob/binaries"
+    )
+
+
+def folder_of(module: str, cache: Path | None = None) -> Path:
+    """Return the folder that holds the binaries of exactly these sources and this compiler."""
+    digest = hashlib.sha256()
+    for name in ("go.mod", "go.sum"):
+        digest.update((GO / module / name).read_bytes())
+    digest.update(_go_version().encode())
+    return (cache or cache_folder()) / f"{module}-{digest.hexdigest()[:16]}"
+
+
+def binary(name: str, cache: Path | None = None) -> Path:
+    """Return the path of a binary, building it first where it is not there yet.
+
+    Raises ``RuntimeError`` with what to install, or with the compiler's words.
+    """
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if assets and (Path(assets) / name).is_file():
+        return Path(assets) / name
+    folder = folder_of(SOURCES[name].module, cache)
+    path = folder / name
+    if path.is_file():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_file():  # another process may have built it while this one waited
+            _build(name, path)
+    return path
+
+
+@functools.cache
+def _go_version() -> str:
+    if not shutil.which("go"):
+        raise RuntimeError(
+            "the tests need etcd and kube-apiserver: install Go 1.25 or newer, or point "
+            "KUBEBUILDER_ASSETS to a folder that holds them"
+        )
+    return subprocess.run(
+        ["go", "env", "GOVERSION", "GOOS", "GOARCH"], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def _flags(module: str) -> str:
+    """Return linker flags: no symbols, and for Kubernetes the version that it reports."""
+    found = re.search(r"k8s\.io/kubernetes (v\S+)", (GO / module / "go.mod").read_text())
+    versions = [
+        f"-X k8s.io/{part}/version.gitVersion={found[1]}"
+        for part in ("component-base", "client-go/pkg")
+        if found
+    ]
+    return " ".join(["-s", "-w", *versions])
+
+
+def _build(name: str, path: Path) -> None:
+    source = SOURCES[name]
+    part = path.with_name(f".{name}.part")
+    log = path.with_name(f".{name}.log")
+    command = ["go", "build", "-trimpath", "-ldflags", _flags(source.module), "-o", str(part)]
+    started = time.monotonic()
+    with log.open("w") as out:
+        build = subprocess.Popen(
+            [*command, source.package],
+            cwd=GO / source.module,
+            env={**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": "-mod=readonly"},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _wait(build, name, started)
+        finally:
+            if build.poll() is None:
+                build.terminate()
+                build.wait()
+    if build.returncode:
+        raise RuntimeError(f"building {name} failed:\n{log.read_text()[-4000:]}")
+    part.replace(path)
+    log.unlink()
+    _say(f"built {name} in {time.monotonic() - started:.0f} s: {path}")
+
+
+def _wait(build: subprocess.Popen[bytes], name: str, started: float) -> None:
+    while True:
+        try:
+            build.wait(15)
+        except subprocess.TimeoutExpired:
+            _say(f"building {name} ... {time.monotonic() - started:.0f} s")
+        else:
+            return
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Build what is not there yet."""
+    for name in sys.argv[1:] or SOURCES:
+        _say(f"{name}: {binary(name)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Child processes that are stopped by their own id and never outlive the tests."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to kill this process when the tests die, even by SIGKILL."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@dataclass
+class Process:
+    """One process with a log file of its own."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.popen.pid
+
+    def ended(self) -> bool:
+        """Whether it is gone."""
+        return self.popen.poll() is not None
+
+    def tail(self, lines: int = 15) -> str:
+        """Return the end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def stop(self, grace: float = 10.0) -> None:
+        """Send SIGTERM, wait, then SIGKILL; returns when it is gone."""
+        if self.ended():
+            return
+        self.popen.terminate()
+        try:
+            self.popen.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+
+
+def start(
+    name: str, command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None
+) -> Process:
+    """Start a command with its output in a file."""
+    with log.open("ab") as out:
+        popen = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - it calls into libc alone
+        )
+    return Process(name, popen, log)
+
+
+def wait_until(
+    ready: Callable[[], bool], what: str, processes: Sequence[Process], timeout: float = 60.0
+) -> None:
+    """Ask until ready; raises RuntimeError with the log when a process ends or time is up."""
+    deadline = time.monotonic() + timeout
+    while True:
+        for process in processes:
+            if process.ended():
+                raise RuntimeError(
+                    f"{process.name} ended with {process.popen.returncode} before {what}:\n"
+                    f"{process.tail()}"
+                )
+        if ready():
+            return
+        if time.monotonic() > deadline:
+            tails = "\n".join(f"--- {p.name}\n{p.tail()}" for p in processes)
+            raise RuntimeError(f"{what} took more than {timeout:.0f} s:\n{tails}")
+        time.sleep(0.05)
