@@ -63,6 +63,14 @@ def apply(model: Any, config: StageConfig) -> Any:
         return _row(config).apply(model, config)
 
 
+def structure(config: StageConfig) -> Any:
+    """Return the model with the method applied, on the meta device: everything but the numbers."""
+    import torch
+
+    with torch.device("meta"):
+        return apply(empty_model(config), config)
+
+
 def state(model: Any, config: StageConfig) -> dict[str, Any]:
     """Return what the method keeps outside the trained weights."""
     return _row(config).state(model)
@@ -120,7 +128,10 @@ def _lora(model: Any, config: StageConfig) -> Any:
     _refuse_initialisation(spec.method.lora)
     pure = spec.training.precision == "pureBf16"
     wrapped = peft.get_peft_model(
-        model, peft_config(spec.method.lora, model), autocast_adapter_dtype=not pure
+        model,
+        peft_config(spec.method.lora, model),
+        autocast_adapter_dtype=not pure,
+        low_cpu_mem_usage=any(p.is_meta for p in model.parameters()),
     )
     _to_training_type(wrapped, config)
     return wrapped
@@ -264,7 +275,7 @@ def check_targets(config: StageConfig) -> list[Problem]:
         *_bad_indices(lora, config, model),
     ]
     if not problems:
-        problems += _untrainable(lora, config)
+        problems += _untrainable(config, model)
     return problems
 
 
@@ -361,20 +372,13 @@ def _bad_indices(lora: Lora, config: StageConfig, model: Any) -> Iterable[Proble
             )
 
 
-def _untrainable(lora: Lora, config: StageConfig) -> Iterable[Problem]:
+def _untrainable(config: StageConfig, model: Any) -> Iterable[Problem]:
     """Yield the problem that peft has with the whole configuration, found without weights."""
-    import peft
-    import torch
-
     try:
-        _refuse_initialisation(lora)
+        wrapped = structure(config)
     except StageError as error:
         yield from error.problems
         return
-    model = empty_model(config)
-    try:
-        with torch.device("meta"):
-            wrapped = peft.get_peft_model(model, peft_config(lora, model), low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         yield Problem(

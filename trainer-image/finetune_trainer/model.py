@@ -147,7 +147,9 @@ def empty_model(config: StageConfig) -> PreTrainedModel:
     import torch
 
     with torch.device("meta"):
-        return _from_config(config, load_model_config(config), load_dtype(config))
+        model = _from_config(config, load_model_config(config), load_dtype(config))
+    model.config.use_cache = False
+    return model
 
 
 def tiny(config: StageConfig) -> PreTrainedModel:

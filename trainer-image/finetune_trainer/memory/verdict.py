@@ -1,0 +1,222 @@
+"""The verdict on memory: the micro-batch that fits, or the smallest change that would."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.problem import Problem
+from finetune_api.quantity import format_bytes, parse_bytes
+from finetune_api.reports import MemoryPart, MemoryReport
+from finetune_api.resolved import Chosen, StageConfig
+from finetune_trainer.errors import StageError
+from finetune_trainer.memory.estimate import Estimate, estimate
+
+MARGIN = 0.1
+"""Part of the memory that stays free: fragmentation, and what the estimate does not see."""
+LARGEST = 64
+"""A larger micro-batch gains nothing."""
+SHORTEST = 512
+
+
+def verdict(
+    config: StageConfig, *, length: int, global_batch_size: int, available: int | None = None
+) -> tuple[MemoryReport, int, tuple[Chosen, ...]]:
+    """Return the report, the micro-batch, and why it is what it is.
+
+    ``length``: tokens of the longest sequence. ``available``: bytes a rank may use; absent: the
+    accelerator's memory as the job says it, on a CPU this machine's, shared by the node's ranks.
+    """
+    spec = config.job.spec
+    room = available_bytes(config) if available is None else available
+    found = estimate(config, length)
+    limit = None if room is None else int(room * (1 - MARGIN))
+    wanted = spec.training.micro_batch_size
+    sizes = _sizes(max(1, global_batch_size // spec.resources.world_size))
+    chosen: tuple[Chosen, ...] = ()
+    if wanted is not None:
+        micro = wanted
+    else:
+        micro, reason = _choose(found, sizes, limit, room)
+        chosen = (Chosen(field="training.microBatchSize", value=str(micro), reason=reason),)
+    return _report(found, micro, room, limit), micro, chosen
+
+
+def require(
+    config: StageConfig,
+    report: MemoryReport,
+    micro_batch: int,
+    *,
+    length: int,
+    available: int | None = None,
+) -> None:
+    """Raise ``StageError`` (12) with the smallest change that fits when the report says no."""
+    if report.verdict == "DoesNotFit":
+        problem = refusal(config, report, micro_batch, length=length, available=available)
+        raise StageError(ExitCode.DOES_NOT_FIT, problem)
+
+
+def refusal(
+    config: StageConfig,
+    report: MemoryReport,
+    micro_batch: int,
+    *,
+    length: int,
+    available: int | None = None,
+) -> Problem:
+    """Return the problem of a job that does not fit, with the smallest change that would."""
+    room = available_bytes(config) if available is None else available
+    limit = int((room or 0) * (1 - MARGIN))
+    fix = next(
+        (
+            change
+            for change, changed, tokens, micro in _changes(config, micro_batch, length)
+            if estimate(changed, tokens).peak(micro) <= limit
+        ),
+        "use a smaller model or more memory; no single change of this job is enough",
+    )
+    own = config.job.spec.training.micro_batch_size is not None
+    return Problem(
+        code="does-not-fit",
+        message=report.message,
+        fix=fix,
+        field="spec.training.microBatchSize" if own and micro_batch > 1 else "spec.resources",
+    )
+
+
+def available_bytes(config: StageConfig) -> int | None:
+    """Return the bytes that one rank may use; None where they are not known."""
+    resources = config.job.spec.resources
+    if resources.accelerator.device == "cuda":
+        memory = resources.accelerator.memory
+        return parse_bytes(memory) if memory else None
+    if resources.memory:
+        return parse_bytes(resources.memory) // resources.processes_per_node
+    return machine_memory() // resources.processes_per_node
+
+
+def machine_memory(root: Path = Path("/")) -> int:
+    """Return the memory that can be had here: the machine's, or the control group's if less."""
+    available = 0
+    for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    groups = (
+        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+        (
+            "sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    )
+    for limit_file, usage_file in groups:
+        try:
+            limit = int((root / limit_file).read_text(encoding="ascii"))
+            used = int((root / usage_file).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        available = min(available, max(0, limit - used))
+    return available or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _sizes(a_rank: int) -> list[int]:
+    """Return the powers of two that divide the sequences of one rank, the largest first."""
+    size, sizes = 1, []
+    while size <= min(a_rank, LARGEST) and a_rank % size == 0:
+        sizes.append(size)
+        size *= 2
+    return sizes[::-1]
+
+
+def _choose(
+    found: Estimate, sizes: list[int], limit: int | None, room: int | None
+) -> tuple[int, str]:
+    """Return the micro-batch and the reason for it."""
+    if limit is None or room is None:
+        return 1, "the accelerator's memory is not known; set resources.accelerator.memory"
+    fits = [size for size in sizes if found.peak(size) <= limit]
+    micro = fits[0] if fits else 1
+    need = f"needs {format_bytes(found.peak(micro))} of {format_bytes(room)} a rank"
+    if not fits:
+        return 1, need
+    if micro == sizes[0]:
+        return micro, f"{need}: all that the global batch gives one rank at once"
+    return micro, f"{need}; {micro * 2} would need {format_bytes(found.peak(micro * 2))}"
+
+
+def _report(found: Estimate, micro: int, room: int | None, limit: int | None) -> MemoryReport:
+    """Return the report for a micro-batch."""
+    peak = found.peak(micro)
+    held = found.held
+    during = max(found.activations(micro), held.step)
+    parts = {
+        "weights": held.weights,
+        "gradients": held.gradients,
+        "optimizer": held.optimizer,
+        "buffers": held.buffers,
+        "activations": during,
+        "process": found.process,
+    }
+    need = f"micro-batch {micro} needs {format_bytes(peak)}"
+    if room is None or limit is None:
+        message = f"{need} a rank; set resources.accelerator.memory to have it compared"
+    elif peak <= limit:
+        message = f"{need} of {format_bytes(room)} a rank: fits"
+    else:
+        message = (
+            f"{need} a rank, and {format_bytes(room)} are there, of which "
+            f"{format_bytes(limit)} can be planned with"
+        )
+    return MemoryReport(
+        verdict="Unknown" if limit is None else "Fits" if peak <= limit else "DoesNotFit",
+        predicted_bytes=peak,
+        available_bytes=room,
+        how=found.how,
+        parts=tuple(MemoryPart(name=n, bytes=b) for n, b in parts.items() if b),
+        message=message,
+    )
+
+
+def _changes(
+    config: StageConfig, micro: int, length: int
+) -> Iterator[tuple[str, StageConfig, int, int]]:
+    """Yield (fix, changed job, tokens, micro-batch), the change that costs least first."""
+    spec = config.job.spec
+    size = micro
+    while size > 1:
+        size //= 2
+        yield f"set training.microBatchSize to {size}", config, length, size
+    if not spec.training.gradient_checkpointing:
+        changed = _with(config, {"training": {"gradientCheckpointing": True}})
+        yield "set training.gradientCheckpointing to true", changed, length, 1
+    several = spec.resources.world_size > 1
+    for stage in (2, 3) if several else ():
+        if not spec.parallelism.deepspeed or spec.parallelism.deepspeed.zero_stage < stage:
+            changed = _with(config, {"parallelism": {"deepspeed": {"zeroStage": stage}}})
+            yield f"set parallelism.deepspeed.zeroStage to {stage}", changed, length, 1
+    tokens = length
+    checkpointed = _with(config, {"training": {"gradientCheckpointing": True}})
+    while tokens // 2 >= SHORTEST:
+        tokens //= 2
+        yield (
+            f"set dataset.maxLength to {tokens}"
+            + ("" if spec.training.gradient_checkpointing else " with gradientCheckpointing: true"),
+            checkpointed,
+            tokens,
+            1,
+        )
+    if spec.method.kind == "full":
+        changed = _with(checkpointed, {"method": {"lora": {}}})
+        yield "use method: {lora: {}} with gradientCheckpointing: true", changed, length, 1
+
+
+def _with(config: StageConfig, changes: dict[str, dict[str, Any]]) -> StageConfig:
+    """Return the configuration with sections of the spec changed; one-of sections are replaced."""
+    data = config.to_json()
+    spec = data["job"]["spec"]
+    for section, values in changes.items():
+        kept = {} if section in {"method", "parallelism"} else spec.get(section, {})
+        spec[section] = {**kept, **values}
+    return StageConfig.model_validate(data)
