@@ -101,8 +101,7 @@ def rule_problems(data: Any, broken: Collection[str]) -> list[Problem]:
         for problem in compatibility.evaluate(data)
         if not any(_touch(problem.field or "", field) for field in broken)
     ]
-    sizes = ("spec.training", "spec.resources")
-    unsure = any(_touch(section, field) for section in sizes for field in broken)
+    unsure = any(_touch(size, field) for size in SIZES for field in broken)
     batch = None if unsure else _batch(data)
     others = [problem for problem in found if problem.code not in BATCH_CODES]
     return others + ([batch] if batch else [])
@@ -116,6 +115,16 @@ def _touch(one: str, other: str) -> bool:
 
 BATCH_CODES = ("world-divides", "micro-batch-divides", "micro-batch-times-world-divides")
 """Rules that are said here with the numbers of the job, from the gravest."""
+
+
+SIZES = (
+    "spec.training.globalBatchSize",
+    "spec.training.microBatchSize",
+    "spec.resources.nodes",
+    "spec.resources.processesPerNode",
+    "spec.resources.accelerator.perNode",
+)
+"""What the division of batches is computed from."""
 
 
 def _batch(data: Any) -> Problem | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from finetune_api import synonyms
 from finetune_api.document import Document
 from finetune_api.problem import Problem
 from finetune_operator.resolve import schema, wording
@@ -115,17 +115,18 @@ def _meant(model: type[Document], path: Path, root: str) -> str:
     name = str(path[-1])
     around = schema.section_at(model, path[:-1])
     names = list(schema.fields(around)) if around else []
-    near = difflib.get_close_matches(_flat(name), [_flat(one) for one in names], n=1, cutoff=0.75)
-    if near:
-        meant = next(one for one in names if _flat(one) == near[0])
-        return f"did you mean {path_text((root, *path[:-1], meant)) if root else meant}?"
+    place = (root, *path[:-1]) if root else path[:-1]
+    suggestion = synonyms.suggest(name, names)
+    if suggestion and suggestion.field not in names:
+        return suggestion.fix  # another tool's name for something here
     elsewhere = [found for found in _places(model, _flat(name)) if found != path]
-    if len(elsewhere) == 1:
-        return f"did you mean {path_text((root, *elsewhere[0]))}?"
-    place = path_text((root, *path[:-1])) if root else path_text(path[:-1])
-    if not names:
-        return f"remove it; {place} takes nothing"
-    return f"remove it; {place} takes {', '.join(sorted(names))}"
+    spelled = suggestion is not None and _flat(suggestion.field or "") == _flat(name)
+    if len(elsewhere) == 1 and not spelled:
+        return f"did you mean {path_text((root, *elsewhere[0]) if root else elsewhere[0])}?"
+    if suggestion and suggestion.field:
+        return f"did you mean {path_text((*place, suggestion.field))}?"
+    holder = path_text(place) or "the object"
+    return f"remove it; {holder} takes {', '.join(sorted(names)) or 'nothing'}"
 
 
 def _flat(name: str) -> str:

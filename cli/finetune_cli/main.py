@@ -1,0 +1,71 @@
+"""``finetune``, also installed as ``kubectl-finetune``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+VERBS = {
+    "run": ("finetune_cli.run.command", "run a job on this machine"),
+    "validate": ("finetune_cli.validate", "check a job file, and its data with --data"),
+    "explain": ("finetune_cli.explain", "show every value of a job and where it comes from"),
+    "watch": ("finetune_cli.watch", "follow a job that runs"),
+    "version": ("finetune_cli.version", "print versions"),
+}
+"""Verb to the module that knows it and to what it does. A module has ``add_parser(subparsers)``
+and ``main(arguments) -> int``; only the module of the verb at hand is imported."""
+
+_EXTRAS = {"rich": "cli", "ruamel": "cli", "kubernetes": "operator", "kopf": "operator"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments, module = _parse(words)
+        code = int(module.main(arguments))
+        sys.stdout.flush()
+        return code
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or missing.startswith("finetune_"):
+            raise
+        extra = _EXTRAS.get(missing, "trainer")
+        print(
+            f"finetune: {missing} is not installed\nfix: pip install 'finetunejob[{extra}]'",
+            file=sys.stderr,
+        )
+        return 1
+    except BrokenPipeError:
+        # Whoever read the output has gone; Python must not complain about it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parse(words: list[str]) -> tuple[argparse.Namespace, ModuleType]:
+    """Return the arguments and the module of the verb; leaves with 2 where they are wrong."""
+    verb = next((word for word in words if not word.startswith("-")), None)
+    parser = argparse.ArgumentParser(
+        prog="finetune", description="Fine-tune models from one short FineTuneJob file."
+    )
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    loaded: ModuleType | None = None
+    for name, (module, help_text) in VERBS.items():
+        if name == verb:
+            loaded = importlib.import_module(module)
+            loaded.add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=help_text)
+    arguments = parser.parse_args(words)
+    assert loaded is not None  # parse_args refuses a verb that is not in the table
+    return arguments, loaded
+
+
+if __name__ == "__main__":
+    sys.exit(main())
