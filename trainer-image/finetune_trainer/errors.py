@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
 from finetune_api.exit_codes import ExitCode
 from finetune_api.problem import Problem, Refused
 
@@ -13,3 +20,186 @@ class StageError(Refused):
         """Hold the code and at least one problem."""
         super().__init__(*problems)
         self.exit_code = exit_code
+
+
+class Signalled(BaseException):
+    """The process was asked to stop. Not an ``Exception``: no library may swallow it."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process ends, in the words of the contract."""
+
+    exit_code: int
+    message: str
+    problems: tuple[Problem, ...] = ()
+
+
+PRECEDENCE: tuple[int, ...] = (
+    ExitCode.FENCED,
+    ExitCode.INVALID_CONFIG,
+    ExitCode.INVALID_DATA,
+    ExitCode.MODEL_UNAVAILABLE,
+    ExitCode.CHECKPOINT_UNUSABLE,
+    ExitCode.GATE_NOT_MET,
+    ExitCode.DOES_NOT_FIT,
+    ExitCode.STORAGE_FULL,
+    ExitCode.NON_FINITE_LOSS,
+    ExitCode.KILLED,
+    ExitCode.UNEXPECTED,
+    ExitCode.COMMUNICATION_LOST,
+    ExitCode.SIGNALLED,
+    ExitCode.DONE,
+)
+"""Which of several ranks' codes names the cause, the likeliest first: a rank that fails takes the
+others with it, and those only see lost connections (20) or are asked to stop (143)."""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_STORAGE = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing")
+_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cuda_error_out_of_memory",
+)
+_LOST = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "gloo/transport",
+    "application timeout caused pair closure",
+    "timed out waiting",
+    "nccl error",
+    "processgroupnccl",
+    "watchdog caught collective",
+    "the client socket",
+)
+_DISTRIBUTED = frozenset({"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"})
+
+
+def ending_of(error: BaseException) -> Ending:
+    """Return how a process ends that this exception left."""
+    for cause in _causes(error):
+        known = _known(cause)
+        if known is not None:
+            return known
+    last = _last_line(error)
+    return Ending(
+        ExitCode.UNEXPECTED,
+        last,
+        (
+            Problem(
+                code="unexpected",
+                message=last,
+                fix="Nothing in the job explains this. It is tried again; the log of this process "
+                "holds the details.",
+            ),
+        ),
+    )
+
+
+def _known(error: BaseException) -> Ending | None:
+    if isinstance(error, StageError):
+        return Ending(error.exit_code, error.problems[0].message[:512], error.problems)
+    if isinstance(error, Refused):
+        return Ending(ExitCode.INVALID_CONFIG, error.problems[0].message[:512], error.problems)
+    if isinstance(error, Signalled | KeyboardInterrupt):
+        return Ending(ExitCode.SIGNALLED, "asked to stop")
+    names = {kind.__name__ for kind in type(error).__mro__}
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
+        return _does_not_fit(error)
+    if (isinstance(error, OSError) and error.errno in _FULL) or _any(_STORAGE, text):
+        return _storage_full(error)
+    if isinstance(error, RuntimeError) and _any(_MEMORY, text):
+        return _does_not_fit(error)
+    if names & _DISTRIBUTED or (
+        isinstance(error, RuntimeError | ConnectionError | TimeoutError) and _any(_LOST, text)
+    ):
+        return _communication_lost(error)
+    return None
+
+
+def _does_not_fit(error: BaseException) -> Ending:
+    problem = Problem(
+        code="out-of-memory",
+        message=f"out of memory: {_last_line(error)}"[:1024],
+        fix="set training.microBatchSize lower (the global batch stays), turn on "
+        "training.gradientCheckpointing, lower dataset.maxLength, or ask for more memory",
+        field="spec.training.microBatchSize",
+    )
+    return Ending(ExitCode.DOES_NOT_FIT, problem.message[:512], (problem,))
+
+
+def _storage_full(error: BaseException) -> Ending:
+    problem = Problem(
+        code="storage-full",
+        message=f"no room on the volume: {_last_line(error)}"[:1024],
+        fix="make the workspace larger (workspace.size) or keep fewer checkpoints "
+        "(checkpoint.keep); what was verified before is untouched",
+        field="spec.workspace.size",
+    )
+    return Ending(ExitCode.STORAGE_FULL, problem.message[:512], (problem,))
+
+
+def _communication_lost(error: BaseException) -> Ending:
+    problem = Problem(
+        code="communication-lost",
+        message=f"a rank lost the others: {_last_line(error)}"[:1024],
+        fix="Nothing is to be done at first: it is tried again from the newest verified "
+        "checkpoint. If it comes back, look at the network between the nodes.",
+    )
+    return Ending(ExitCode.COMMUNICATION_LOST, problem.message[:512], (problem,))
+
+
+def worst(codes: list[int]) -> int:
+    """Return the code that names the cause, of all ranks' codes; 0 when there is none."""
+    return min(codes, key=_precedence, default=int(ExitCode.DONE))
+
+
+def _precedence(code: int) -> int:
+    return PRECEDENCE.index(code if code in PRECEDENCE else ExitCode.UNEXPECTED)
+
+
+def exit_code_of(returncode: int) -> int:
+    """Return a process's return code as a contract's code: killed by a signal counts as 128 + it."""
+    code = 128 - returncode if returncode < 0 else returncode
+    return code if code in PRECEDENCE else int(ExitCode.UNEXPECTED)
+
+
+def rendered(problem: Problem) -> str:
+    """Return a problem for people: place, severity, message, code, and the fix below."""
+    head = f"{problem.place} {problem.severity} {problem.message} [{problem.code}]".lstrip()
+    return f"{head}\n    fix: {problem.fix}" if problem.fix else head
+
+
+def log_traceback(error: BaseException, path: Path) -> None:
+    """Append the traceback to a log file: it is for us, not for users. Never raises."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{datetime.now(UTC).isoformat()}\n")
+            stream.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that it says it comes from."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    return (f"{name}: {lines[0]}" if lines else name)[:512]
+
+
+def _any(needles: tuple[str, ...], text: str) -> bool:
+    return any(needle in text for needle in needles)

@@ -1,0 +1,85 @@
+"""Optimizers and learning-rate schedules: our names, and what transformers calls them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.job.training import Training
+from finetune_api.problem import Problem
+from finetune_trainer.errors import StageError
+
+WARMUP_RATIO = 0.03
+"""Of all steps, where the job names no warm-up."""
+DECAY_RATIO = 0.1
+"""Of all steps: the last stretch of warmup_stable_decay (arXiv:2404.06395, section 4.2)."""
+OPTIMIZERS = frozenset({"adamw_torch", "adamw_torch_fused", "adafactor", "sgd"})
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule in the library's words."""
+
+    name: str
+    warmup_steps: int
+    arguments: dict[str, Any]
+
+
+def optimizer_name(training: Training) -> str:
+    """Return the library's name of the optimizer; raises ``StageError`` (10) for one without."""
+    if training.optimizer in OPTIMIZERS:
+        return training.optimizer
+    raise StageError(
+        ExitCode.INVALID_CONFIG,
+        Problem(
+            code="not-supported-yet",
+            message=f"optimizer {training.optimizer} is not supported yet",
+            fix=f"use one of {', '.join(sorted(OPTIMIZERS))}",
+            field="spec.training.optimizer",
+        ),
+    )
+
+
+def warmup_steps(training: Training, total_steps: int) -> int:
+    """Return the steps over which the learning rate rises from 0."""
+    if training.warmup_steps is not None:
+        return training.warmup_steps
+    ratio = WARMUP_RATIO if training.warmup_ratio is None else training.warmup_ratio
+    return math.ceil(ratio * total_steps)
+
+
+def schedule(training: Training, total_steps: int) -> Schedule:
+    """Return the schedule over ``total_steps`` optimizer steps.
+
+    Raises:
+        StageError: ``minLearningRate`` with a schedule that has no floor (10).
+    """
+    name: str = training.lr_scheduler
+    floor = training.min_learning_rate
+    warmup = warmup_steps(training, total_steps)
+    arguments: dict[str, Any] = {}
+    if name == "cosine" and floor is not None:
+        name, arguments = "cosine_with_min_lr", {"min_lr": floor}
+    elif name == "cosine_with_min_lr":
+        arguments = {"min_lr": floor or 0.0}
+    elif name == "polynomial":
+        arguments = {"lr_end": floor or 0.0}
+    elif name == "warmup_stable_decay":
+        arguments = {
+            "num_decay_steps": max(1, math.ceil(DECAY_RATIO * total_steps)),
+            "min_lr_ratio": (floor or 0.0) / training.learning_rate,
+        }
+    elif floor is not None:
+        raise StageError(
+            ExitCode.INVALID_CONFIG,
+            Problem(
+                code="schedule-without-floor",
+                message=f"lrScheduler {name} has no lowest rate, and minLearningRate is {floor:g}",
+                fix="use lrScheduler cosine, polynomial or warmup_stable_decay, or leave "
+                "minLearningRate out",
+                field="spec.training.minLearningRate",
+            ),
+        )
+    return Schedule(name, warmup, arguments)

@@ -1,0 +1,74 @@
+"""One rank: from its first moment it hears signals, and however it ends it says why."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_api.names import Layout
+from finetune_api.reports import TerminationReport
+from finetune_api.resolved import StageConfig
+from finetune_trainer import errors
+from finetune_trainer.listener import Listener
+
+
+@dataclass
+class Facts:
+    """What a rank knows of its attempt; filled as it goes, told at the end."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def know(self, **values: Any) -> None:
+        """Add or replace fields of the report."""
+        self.values |= values
+
+
+def rank_main(config_file: str, ends: str) -> None:
+    """Run one rank; ends the process with its exit code unless that is 0."""
+    listener = Listener()
+    listener.install()
+    rank = int(os.environ.get("RANK", "0"))
+    folder = Path(ends)
+    (folder / f"{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
+    config = StageConfig.model_validate_json(Path(config_file).read_bytes())
+    code = run(config, listener, rank, folder)
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not sys.exit: destructors of a process group that lost a peer may wait for it.
+        os._exit(code)
+
+
+def run(config: StageConfig, listener: Listener, rank: int, ends: Path) -> int:
+    """Train as one rank; return the exit code, with a report left in ``ends``."""
+    assert config.attempt is not None
+    facts = Facts()
+    log = Layout(Path(config.mounts.workspace)).logs / f"train-{config.attempt.number}-{rank}.log"
+    try:
+        from finetune_trainer.train import train
+
+        ending = train(config, listener, facts, ends, log)
+    except BaseException as error:
+        ending = errors.ending_of(error)
+        if listener.heard and listener.interruptible:
+            ending = errors.ending_of(errors.Signalled())
+        listener.interruptible = False
+        errors.log_traceback(error, log)
+    listener.interruptible = False
+    report = TerminationReport(
+        stage="train",
+        job_uid=config.job.uid,
+        attempt=config.attempt.number,
+        exit_code=ending.exit_code,
+        message=ending.message[:512],
+        problems=ending.problems[:3],
+        **facts.values,
+    )
+    temporary = ends / f"{rank}.json.part"
+    temporary.write_text(json.dumps(report.to_json()), encoding="utf-8")
+    temporary.rename(ends / f"{rank}.json")
+    return int(ending.exit_code)
