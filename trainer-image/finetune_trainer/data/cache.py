@@ -32,7 +32,9 @@ from finetune_api import SCHEMA_VERSION
 from finetune_api.checkpoint import FileEntry
 from finetune_api.document import Digest, Document, canonical
 from finetune_api.names import MANIFEST
+from finetune_api.problem import Problem
 from finetune_api.reports import DataReport
+from finetune_api.resolved import Chosen
 
 SPLITS = ("train", "validation")
 _FILES: dict[str, str] = {
@@ -57,6 +59,9 @@ class PreparedManifest(Document):
     max_length: int
     train: DataReport
     validation: DataReport | None = None
+    warnings: tuple[Problem, ...] = ()
+    """What encoding the rows had to say."""
+    chosen: tuple[Chosen, ...] = ()
     files: tuple[FileEntry, ...]
 
 

@@ -102,6 +102,8 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
+            rendered: Any
+            ranges: Any
             rendered, ranges = render_jinja_template(
                 conversations=[[message.to_template() for message in messages]],
                 chat_template=self.text,
@@ -116,7 +118,7 @@ class ChatTemplate:
                 "change the row, choose another dataset.chatTemplate, "
                 "or set dataset.invalidRows: Drop with maxInvalidFraction: 0.01",
             ) from error
-        return rendered[0], [tuple(pair) for pair in ranges[0]] if marked else []
+        return str(rendered[0]), [(start, stop) for start, stop in ranges[0]] if marked else []
 
 
 def template_text(chosen: str | None, tokenizer: Any) -> tuple[str, str]:
