@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.problem import Problem, Refused
 from finetune_api.resolved import ResolvedJob
-from finetune_cli import job_file, objects, problem_lines
+from finetune_cli import data_check, job_file, objects, problem_lines
+from finetune_cli.yaml_file import YamlDocument
 from finetune_operator.resolve.paths import look
 
 UID = "00000000-0000-4000-8000-000000000000"
@@ -45,27 +47,40 @@ def main(arguments: argparse.Namespace) -> int:
     if any(problem.severity == "error" for problem in problems):
         code = ExitCode.INVALID_CONFIG
     elif arguments.data:
-        from finetune_cli import data_check
-
         for job, document in jobs:
-            found, summary, ended = data_check.check(job, arguments.volume)
-            problems += [
-                problem if problem.file else document.located(problem) for problem in found
-            ]
-            notes += summary
-            code = code or ended
+            checked = data_check.check(job, arguments.volume)
+            problems += [_located(problem, document) for problem in checked.problems]
+            if checked.summary:
+                notes.append(f"{document.file}  ok  {checked.summary}")
+            code = code or checked.exit_code
+    problems.sort(key=_order(arguments.file))
     if arguments.output == "json":
         print(problem_lines.as_json(problems, notes=notes))
         return code
-    problems.sort(key=lambda problem: (problem.line is not None, problem.line or 0, problem.column or 0) if problem.file == arguments.file else (True, 10**9, 0))
     for line in [*problem_lines.lines(problems), *(notes if code == ExitCode.DONE else ())]:
         print(line)
     return code
 
 
+def _located(problem: Problem, document: YamlDocument) -> Problem:
+    """Return a problem with its place in the job's file, where it has none of its own."""
+    return document.located(problem) if problem.field and not problem.file else problem
+
+
+def _order(file: str) -> Callable[[Problem], tuple[bool, int, int]]:
+    """Return the order of lines: the job's file from top to bottom, then what is elsewhere."""
+
+    def key(problem: Problem) -> tuple[bool, int, int]:
+        if problem.file in {file, "stdin"}:
+            return False, problem.line or 0, problem.column or 0
+        return True, 0, 0
+
+    return key
+
+
 def _check(
     arguments: argparse.Namespace, problems: list[Problem], notes: list[str]
-) -> list[tuple[ResolvedJob, Any]]:
+) -> list[tuple[ResolvedJob, YamlDocument]]:
     """Return the valid jobs of the file with their documents; gather what is wrong with the rest."""
     found = objects.load(arguments.file)
     problems += found.problems
