@@ -1,0 +1,219 @@
+"""``finetune run``: the same job on this machine, without a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune_api.names import Layout
+from finetune_api.problem import Problem, Refused
+from finetune_api.reports import CompletionManifest, Progress
+from finetune_api.resolved import ResolvedJob
+from finetune_cli import job_file, problem_lines
+from finetune_cli.run.local import LocalRun, Lock, View
+from finetune_cli.run.look import read
+from finetune_cli.run.record import (
+    Record,
+    check_unchanged,
+    folders_of,
+    layout_of,
+    new_metadata,
+    read_record,
+)
+from finetune_cli.run.volumes import check_volumes, parse_volumes
+from finetune_cli.view import PlainView, RichView, failure_lines, stopped_line, summary
+from finetune_cli.yaml_file import YamlDocument
+from finetune_operator.observed import Live
+
+WORKSPACE = "finetune-jobs"
+STOPPED = 130
+STOPPED_BY_SIGTERM = 143
+
+
+class ClosableView(View, Protocol):
+    """A view that takes hold of the terminal."""
+
+    def close(self) -> None:
+        """Give it back."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run a job on this machine",
+        description="Run a job on this machine: prepare, train, publish. Ctrl-C saves and stops;"
+        " the same command goes on where it stopped, and tries a failed job again.",
+        epilog="Exit codes: 0 succeeded; 10 invalid configuration; 11 invalid data; 12 does not"
+        " fit; 13 loss not finite; 14 storage full; 15 checkpoints unusable; 16 model unavailable;"
+        " 17 gate not met; 20 communication lost; 21 another run took over; 1 any other failure;"
+        " 130 stopped with Ctrl-C; 143 stopped with SIGTERM.",
+    )
+    job_file.add_arguments(parser)
+    parser.add_argument(
+        "--volume",
+        metavar="CLAIM=FOLDER",
+        action="append",
+        default=[],
+        help="the folder that stands for a claim of the job; may be given several times",
+    )
+    parser.add_argument(
+        "--workspace",
+        metavar="FOLDER",
+        default=WORKSPACE,
+        help=f"where the jobs' folders are (default: {WORKSPACE})",
+    )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin a new run; what an earlier one left stays where it is",
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the job; the exit codes are in the verb's help."""
+    lock = None
+    try:
+        resolved, document = job_file.resolve_file(arguments)
+        volumes = parse_volumes(arguments.volume)
+        with _located(document):
+            check_volumes(resolved.spec, volumes)
+        workspace = _workspace(arguments.workspace)
+        lock = Lock(workspace, resolved.name)
+        spec = json.loads(json.dumps(document.data["spec"]))
+        words = {claim: str(folder) for claim, folder in volumes.items()}
+        folders = [] if arguments.fresh else list(folders_of(workspace, resolved.name))
+        if folders:
+            layout, record = _continued(folders[-1], spec, words, document)
+        else:
+            layout, record = _new(workspace, resolved, spec, words)
+        return _run(layout, record, Live.of(resolved.spec))
+    except Refused as refused:
+        print("\n".join(problem_lines.lines(refused.problems)), file=sys.stderr)
+        codes = {problem.code for problem in refused.problems}
+        return 1 if codes <= {"already-running", "status-unreadable"} else 10
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+@contextmanager
+def _located(document: YamlDocument) -> Iterator[None]:
+    """Give the problems of fields their line in the file."""
+    try:
+        yield
+    except Refused as refused:
+        raise Refused(*map(document.located, refused.problems)) from None
+
+
+def _workspace(text: str) -> Path:
+    """Return the folder of all jobs; raises ``Refused`` where it cannot be one."""
+    folder = Path(text).expanduser().resolve()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK):
+        return folder
+    what = "cannot be written" if there.is_dir() else "is a file, not a folder"
+    raise Refused(
+        Problem(
+            code="workspace-unusable",
+            message=f"{there} {what}",
+            fix="name another folder with --workspace",
+        )
+    )
+
+
+def _continued(
+    folder: Path, spec: dict[str, Any], volumes: dict[str, str], document: YamlDocument
+) -> tuple[Layout, Record]:
+    """Return a job that was begun before; raises ``Refused`` where it is another one by now."""
+    layout = Layout(folder)
+    record = read_record(layout.status)
+    with _located(document):
+        check_unchanged(record, spec, document.file)
+    return layout, record.model_copy(update={"volumes": volumes})
+
+
+def _new(
+    workspace: Path, resolved: ResolvedJob, spec: dict[str, Any], volumes: dict[str, str]
+) -> tuple[Layout, Record]:
+    metadata = new_metadata(resolved.name, resolved.namespace)
+    record = Record(
+        metadata=metadata,
+        spec=spec,
+        resolved=resolved.model_copy(update={"uid": metadata.uid}),
+        volumes=volumes,
+    )
+    return layout_of(workspace, metadata), record
+
+
+def _run(layout: Layout, record: Record, live: Live) -> int:
+    view = open_view()
+    runner = LocalRun(layout, _again(record, view), live, view)
+    try:
+        if record.status.outcome != "Succeeded":
+            view.say(f"{record.metadata.name}  {layout.root}")
+        with _interrupts(runner):
+            runner.run()
+    finally:
+        view.close()
+    return _close(runner, layout)
+
+
+def _again(record: Record, view: View) -> Record:
+    """Count a failed job's new run as a retry that its user asked for."""
+    failure = record.status.last_failure
+    if record.status.outcome != "Failed" or failure is None:
+        return record
+    view.say(f"the last run failed ({failure.class_}: {failure.message}); trying again")
+    return record.model_copy(update={"retries": record.retries + 1})
+
+
+def _close(runner: LocalRun, layout: Layout) -> int:
+    """Say how it ended and return the exit code."""
+    record = runner.record
+    status, uid = record.status, record.metadata.uid
+    if status.outcome == "Succeeded":
+        done = read(CompletionManifest, layout.publish_report, uid)
+        print("\n".join(summary(record, done, read(Progress, layout.progress, uid))))
+        return 0
+    if status.outcome == "Failed":
+        print("\n".join(failure_lines(record)))
+        code = status.last_failure.exit_code if status.last_failure else None
+        return code if code is not None and (10 <= code <= 17 or code in (20, 21)) else 1
+    if not runner.interrupts:
+        print(f"{record.metadata.name} is suspended: set spec.suspend to false to go on")
+        return 0
+    print(stopped_line(record))
+    return STOPPED if runner.by_terminal else STOPPED_BY_SIGTERM
+
+
+@contextmanager
+def _interrupts(runner: LocalRun) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM save and stop, instead of ending the runner under its processes."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, runner.interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def open_view() -> ClosableView:
+    """Return a live view on a terminal, and lines elsewhere."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        return RichView(Console())
+    return PlainView(_line)
+
+
+def _line(text: str) -> None:
+    print(text, flush=True)
