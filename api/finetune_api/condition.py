@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import operator
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -307,9 +306,3 @@ def items_of(path: str, spec: Any) -> list[Any]:
     """Return the items of the list at a path; nothing where it is absent or no list."""
     found = value_at(path, spec)
     return list(found) if isinstance(found, list | tuple) else []
-
-
-def fields_of(condition: Condition) -> set[str]:
-    """Return every path that a condition reads, for tests and for the reference page."""
-    quoted = re.findall(r"(?:self|item)(?:\.[A-Za-z][A-Za-z0-9]*)*", condition.cel())
-    return {path.replace("self.", "", 1).replace("item", ITEM, 1) for path in quoted}
