@@ -155,6 +155,20 @@ def _train(config: StageConfig, file: Path) -> TerminationReport:
     return report
 
 
+def _prepare(config: StageConfig, _: Path) -> TerminationReport:
+    from finetune_trainer import prepare
+
+    report = prepare.run(config)
+    return TerminationReport(
+        stage="prepare",
+        job_uid=report.job_uid,
+        exit_code=int(ExitCode.DONE),
+        message=prepare.summary(report)[:512],
+        problems=report.problems[:3],
+        choices=report.choices,
+    )
+
+
 def _stage(name: str) -> Callable[[StageConfig, Path], TerminationReport]:
     def start(config: StageConfig, file: Path) -> TerminationReport:
         module = importlib.import_module(f"finetune_trainer.{name}")
@@ -165,7 +179,7 @@ def _stage(name: str) -> Callable[[StageConfig, Path], TerminationReport]:
 
 
 _STAGES: dict[Stage, Callable[[StageConfig, Path], TerminationReport]] = {
-    "prepare": _stage("prepare"),
+    "prepare": _prepare,
     "train": _train,
     "publish": _stage("publish"),
     "generate": _stage("generate"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from finetune_api.job import JobSpec
 from finetune_api.problem import Problem, Refused
 
 ENOUGH_STEPS = 100
@@ -31,6 +32,18 @@ class Limits:
     def enough(self) -> int:
         """Steps that a chosen batch has to leave: 100, or all that ``maxSteps`` allows."""
         return min(ENOUGH_STEPS, self.max_steps or ENOUGH_STEPS)
+
+
+def limits_of(spec: JobSpec) -> Limits:
+    """Return what a job fixes about batches."""
+    training = spec.training
+    return Limits(
+        epochs=training.epochs,
+        max_steps=training.max_steps,
+        global_batch=training.global_batch_size,
+        micro_batch=training.micro_batch_size,
+        world_size=spec.resources.world_size,
+    )
 
 
 @dataclass(frozen=True)
