@@ -64,7 +64,7 @@ def resolve(
     broken = [problem.field for problem in (*empty, *found) if problem.field]
     found += checks.rule_problems(merged.data, broken)
     if isinstance(parsed, JobSpec):
-        found += _spec_problems(parsed, look(job, "metadata", "labels"), profile)
+        found += _beyond_profile(parsed, look(job, "metadata", "labels"), profile)
     if refusal:
         # What is missing may stand in the profile that was not found.
         found = [problem for problem in found if problem.code not in NEEDED]
@@ -107,18 +107,16 @@ def _merged(user: Mapping[str, Any], profile: Profile | None) -> tuple[Merged, t
     return merged, chosen + filled
 
 
-def _spec_problems(spec: JobSpec, labels: Any, profile: Profile | None) -> list[Problem]:
-    """Return what is wrong with a spec whose fields are right one by one."""
-    found = checks.uri_problems(spec)
-    if profile is not None:
-        texts = {
-            key: value
-            for key, value in (labels.items() if isinstance(labels, Mapping) else ())
-            if isinstance(value, str)
-        }
-        found += ceilings.not_allowed(spec, texts, profile)
-        found += ceilings.over_limits(spec, profile)
-    return found
+def _beyond_profile(spec: JobSpec, labels: Any, profile: Profile | None) -> list[Problem]:
+    """Return what a valid spec asks for and its profile does not give."""
+    if profile is None:
+        return []
+    texts = {
+        key: value
+        for key, value in (labels.items() if isinstance(labels, Mapping) else ())
+        if isinstance(value, str)
+    }
+    return ceilings.not_allowed(spec, texts, profile) + ceilings.over_limits(spec, profile)
 
 
 def _attributed(problem: Problem, merged: Merged, profile: Profile | None) -> Problem:

@@ -7,12 +7,9 @@ from collections.abc import Collection
 from typing import Any
 
 from finetune_api import compatibility
-from finetune_api.job import JobSpec
 from finetune_api.names import MAX_JOB_NAME
 from finetune_api.problem import Problem
-from finetune_api.source import parse_uri
 from finetune_operator.resolve.builtin import world_size
-from finetune_operator.resolve.ceilings import uris
 from finetune_operator.resolve.paths import look
 from finetune_operator.resolve.wording import cut, quoted, read
 
@@ -70,24 +67,6 @@ def _slug(name: str) -> str:
     """Return a valid name that looks like this one, empty where nothing is left of it."""
     text = re.sub(r"[^a-z0-9]+", "-", name.lower())[: MAX_JOB_NAME + 20].lstrip("-0123456789")
     return text[:MAX_JOB_NAME].strip("-")
-
-
-def uri_problems(spec: JobSpec) -> list[Problem]:
-    """Return URIs whose path would leave its claim."""
-    found = []
-    for field, text in uris(spec):
-        try:
-            parse_uri(text)
-        except ValueError:
-            found.append(
-                Problem(
-                    code="wrong-format",
-                    field=field,
-                    message=cut(f"{field} {quoted(text)} contains . or .. in its path"),
-                    fix="write the path from the root of the claim: pvc://claim/folder/file",
-                )
-            )
-    return found
 
 
 def rule_problems(data: Any, broken: Collection[str]) -> list[Problem]:

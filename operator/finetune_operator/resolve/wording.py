@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,7 @@ _EXAMPLES = {
     "dataset": "add dataset: {train: [{uri: pvc://claim/train.jsonl}]}",
     "dataset.train": "write dataset: {train: [{uri: pvc://claim/train.jsonl}]}",
     "method": "add method: {lora: {}} or {full: {}}",
+    "train": "write train: [{uri: pvc://claim/train.jsonl}]",
     "uri": "write uri: pvc://claim/path",
     "name": "write name: ...",
     "key": "write key: ...",
@@ -148,9 +150,9 @@ def describe(item: Mapping[str, Any], where: str, name: str) -> Problem:
             message=cut(f"{where} must be {bound}, not {_figure(value)}"),
             fix=_FIELD_FIX.get(name, f"write {name}: with a value that is {bound}"),
         )
-    if kind == "string_too_short" and name == "uri":
-        item = {**item, "ctx": {"pattern": "^((hf|modelscope)"}}
-    elif kind in {"too_short", "string_too_short"}:
+    if name == "uri" and isinstance(value, str) and kind != "string_too_long":
+        return _no_uri(where, value, output=where == "spec.output.uri")
+    if kind in {"too_short", "string_too_short"}:
         least = context.get("min_length", 1)
         return Problem(
             code="too-short",
@@ -178,6 +180,26 @@ def describe(item: Mapping[str, Any], where: str, name: str) -> Problem:
         field=where,
         message=cut(f"{where} cannot be {read(value)}"),
         fix=format_fix(item),
+    )
+
+
+def _no_uri(where: str, value: str, *, output: bool) -> Problem:
+    """Return the problem of text that is no URI of the contract."""
+    scheme, _, rest = value.partition("://")
+    fix = "write hf://owner/name, modelscope://owner/name, pvc://claim/path or job://name"
+    if scheme == "pvc" and {".", ".."} & set(rest.split("/")):
+        fix = "write the path from the root of the claim: pvc://claim/folder/file, without . and .."
+    elif output:
+        fix = "write pvc://claim/path"
+    elif value.startswith(("/", "./", "../", "~")) or value.endswith((".jsonl", ".json")):
+        fix = "name the claim that holds it: pvc://claim/path"
+    elif re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", value):
+        fix = f"did you mean hf://{value}?"
+    return Problem(
+        code="wrong-format",
+        field=where,
+        message=cut(f"{where} cannot be {read(value)}"),
+        fix=cut(fix),
     )
 
 
