@@ -1,0 +1,138 @@
+"""A run that was interrupted ends with the very same weights as one that was not.
+
+Two ranks on the CPU, dropout on, gradient accumulation 2, packing on; 12 steps in two epochs of 6,
+saved at 4, 8 and 12. "Interrupted" is a SIGTERM in the middle of an epoch, a SIGKILL of everything
+in the middle of a step, or one in the middle of a save.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune_api.names import MANIFEST
+from harness.trainer_runs import (
+    ENGINES,
+    METHODS,
+    SAVE_EVERY,
+    STEPS,
+    Driver,
+    Job,
+    make_job,
+    trainer_driver,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+JOBS = [pytest.param((m, e), id=f"{m}-{e}") for m in METHODS for e in ENGINES]
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Driver]:
+    with trainer_driver() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=JOBS)
+def undisturbed(
+    request: pytest.FixtureRequest, driver: Driver, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Job, Job]:
+    """A prepared job, and a copy of it that ran to its end without an interruption."""
+    method, engine = request.param
+    job = make_job(tmp_path_factory.mktemp(f"{method}-{engine}"), method, engine)
+    ran = job.copy(tmp_path_factory.mktemp(f"{method}-{engine}-undisturbed"))
+    run = driver.start(ran)
+    assert run.wait() == 0, run.tail()
+    assert ran.saved() == ["1/step-4", "1/step-8", "1/step-12"]
+    assert [step for _, step, _ in ran.samples()] == list(range(1, STEPS + 1))
+    return job, ran
+
+
+def finish(driver: Driver, job: Job) -> None:
+    run = driver.start(job, attempt=2)
+    assert run.wait() == 0, run.tail()
+
+
+def assert_same(job: Job, undisturbed: Job, resumed_from: int) -> None:
+    """Weights are bit-equal; every step's samples are; only unsaved steps were trained twice."""
+    assert job.final_weights() == undisturbed.final_weights()
+    expected = {step: digest for _, step, digest in undisturbed.samples()}
+    trained = job.samples()
+    assert all(digest == expected[step] for _, step, digest in trained)
+    first = [step for claim, step, _ in trained if claim == 1]
+    second = [step for claim, step, _ in trained if claim == 2]
+    assert first == list(range(1, len(first) + 1))
+    assert second == list(range(resumed_from + 1, STEPS + 1))
+    assert len(first) >= resumed_from
+
+
+def test_sigterm_in_the_middle_of_an_epoch(
+    undisturbed: tuple[Job, Job], driver: Driver, tmp_path: Path
+) -> None:
+    prepared, ran = undisturbed
+    job = prepared.copy(tmp_path)
+    run = driver.start(job)
+    run.until(job.reached(1), "step 1")
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait() == 143, run.tail()
+    stopped = len(job.samples())
+    assert 1 <= stopped < STEPS
+    assert stopped % 6, "the signal came at the end of an epoch"
+    newest = job.saved()[-1]
+    assert newest == f"1/step-{stopped}"
+    manifest = (job.layout.checkpoints / newest / MANIFEST).read_text()
+    assert '"reason": "signal"' in manifest or stopped % SAVE_EVERY == 0
+    finish(driver, job)
+    claim = job.claim(2)
+    assert claim.resumes_from is not None
+    assert claim.resumes_from.step == stopped
+    assert claim.rejected == ()
+    assert_same(job, ran, resumed_from=stopped)
+    trained = [step for _, step, _ in job.samples()]
+    assert trained == list(range(1, STEPS + 1)), "after a signal no step is trained twice"
+
+
+def test_sigkill_in_the_middle_of_a_step(
+    undisturbed: tuple[Job, Job], driver: Driver, tmp_path: Path
+) -> None:
+    prepared, ran = undisturbed
+    job = prepared.copy(tmp_path)
+    run = driver.start(job)
+    run.until(job.reached(5), "step 5")
+    run.kill()
+    assert run.code == 137
+    assert job.saved() == ["1/step-4"]
+    finish(driver, job)
+    claim = job.claim(2)
+    assert claim.resumes_from is not None
+    assert claim.resumes_from.path == "checkpoints/1/step-4"
+    assert_same(job, ran, resumed_from=4)
+
+
+def test_sigkill_in_the_middle_of_a_save(
+    undisturbed: tuple[Job, Job], driver: Driver, tmp_path: Path
+) -> None:
+    prepared, ran = undisturbed
+    job = prepared.copy(tmp_path)
+    # Rank 1 writes its random numbers last. A pipe that nobody reads holds it there.
+    folder = job.layout.checkpoint(1, 8)
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "rng_state_1.pth")
+    run = driver.start(job)
+    run.until((folder / "rng_state_0.pth").exists, "the save of step 8")
+    run.kill()
+    assert run.code == 137
+    assert job.saved() == ["1/step-4"]
+    written = {path.name for path in folder.iterdir()}
+    assert {"trainer_state.json", "scheduler.pt", "rng_state_0.pth"} <= written
+    finish(driver, job)
+    claim = job.claim(2)
+    assert claim.resumes_from is not None
+    assert claim.resumes_from.path == "checkpoints/1/step-4"
+    assert [item.path for item in claim.rejected] == ["checkpoints/1/step-8"]
+    assert not folder.exists(), "what can no longer be finished is deleted"
+    assert_same(job, ran, resumed_from=4)
