@@ -108,6 +108,8 @@ def _walk(node: Mapping[str, Any], definitions: Mapping[str, Any], path: str) ->
 def _members(node: Mapping[str, Any], definitions: Mapping[str, Any], path: str) -> Schema:
     """Return properties and required ones of an object, or the values of a map."""
     values = node.get("additionalProperties")
+    if "patternProperties" in node:  # the API server cannot hold keys to a pattern; resolve does
+        (values,) = node["patternProperties"].values()
     if isinstance(values, Mapping):
         if "maxProperties" not in node:
             raise ValueError(f"{path}: a map needs a bound")
@@ -171,6 +173,7 @@ def _int_or_string(found: Schema) -> Schema:
     kept = {key: value for key, value in found.items() if key != "type"}
     return {
         **kept,
+        "minimum": 0,  # the pattern speaks of text alone
         "x-kubernetes-int-or-string": True,
         "anyOf": [{"type": "integer"}, {"type": "string"}],
     }

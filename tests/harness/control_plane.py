@@ -45,7 +45,12 @@ class Api:
     identity: Pair
 
     def request(
-        self, method: str, path: str, body: Any = None, content_type: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> dict[str, Any]:
         """Send a request and return the answer; raises ApiError for a refusal."""
         context = ssl.create_default_context(cafile=str(self.authority))
@@ -55,7 +60,7 @@ class Api:
         )
         try:
             data = None if body is None else body if isinstance(body, bytes) else json.dumps(body)
-            connection.request(method, path, data, {"Content-Type": content_type})
+            connection.request(method, path, data, {"Content-Type": content_type, "Accept": accept})
             answer = connection.getresponse()
             text = answer.read().decode()
         finally:
@@ -71,6 +76,10 @@ class Api:
     def get(self, path: str) -> dict[str, Any]:
         """Read."""
         return self.request("GET", path)
+
+    def table(self, path: str) -> dict[str, Any]:
+        """Read as ``kubectl get`` does: columns and cells."""
+        return self.request("GET", path, accept="application/json;as=Table;v=v1;g=meta.k8s.io")
 
     def create(self, path: str, body: Any, **query: str) -> dict[str, Any]:
         """Create in a collection; unknown fields are refused, as kubectl asks for."""
