@@ -51,6 +51,7 @@ test-trainer: setup  ## the real trainer on a tiny model: minutes
 
 .PHONY: test-cluster
 test-cluster: setup  ## a real etcd and kube-apiserver, built the first time
+	@PYTHONPATH=tests $(BIN)/python -m harness.binaries
 	@$(PYTEST) tests/cluster $(ARGS)
 
 .PHONY: crds
