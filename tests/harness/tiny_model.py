@@ -18,9 +18,14 @@ CORPUS = (
 
 
 def make_tiny_model(
-    folder: Path, *, chat_template: str | None = CHATML, dropout: float = 0.0
+    folder: Path,
+    *,
+    chat_template: str | None = CHATML,
+    dropout: float = 0.0,
+    hidden_size: int = 32,
+    layers: int = 2,
 ) -> Path:
-    """Write a two-layer Llama (hidden size 32, vocabulary about 400) and its BPE tokenizer.
+    """Write a Llama (two layers of size 32, vocabulary about 400) and its BPE tokenizer.
 
     The weights are random but the same at every call. Returns ``folder``.
     """
@@ -52,9 +57,9 @@ def make_tiny_model(
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(fast),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
+            hidden_size=hidden_size,
+            intermediate_size=2 * hidden_size,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=2048,
