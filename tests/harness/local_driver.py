@@ -1,8 +1,7 @@
-"""Runs ``LocalRun`` in a process of its own that can be made to die at any write of its state."""
+"""Runs ``LocalRun`` so that the process can be made to die at any write of its state."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -17,8 +16,7 @@ from finetune_cli.view import PlainView
 from finetune_operator.observed import Live
 from harness.simulation import UID, make_job
 
-TRAINER = (sys.executable, str(Path(__file__).with_name("scripted_trainer.py")))
-DIED = -signal.SIGKILL
+TRAINER = (sys.executable, "-I", str(Path(__file__).with_name("scripted_trainer.py")))
 
 
 def run(folder: Path, spec: dict[str, Any], die_at: int, when: str) -> bool:
@@ -57,9 +55,3 @@ def run(folder: Path, spec: dict[str, Any], die_at: int, when: str) -> bool:
     ended = runner.run()
     print(f"writes {writes}", flush=True)
     return ended
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    _folder, _spec, _die_at, _when = sys.argv[1:]
-    sys.exit(0 if run(Path(_folder), json.loads(_spec), int(_die_at), _when) else 3)

@@ -2,12 +2,13 @@
 
 It is started as the trainer is, checks its configuration's digest as the trainer does, writes the
 same reports, and then exits or dies as the script says (``FINETUNE_SCRIPT``: a JSON file with a
-list of tries for each stage). A try may wait for SIGTERM before it ends.
+list of tries for each stage). A try may wait for SIGTERM before it ends. The standard library
+alone, because it is started hundreds of times; who reads the reports validates them.
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import json
 import os
 import signal
@@ -16,124 +17,106 @@ import time
 from pathlib import Path
 from typing import Any
 
-from finetune_api.checkpoint import CheckpointRef
-from finetune_api.names import Layout
-from finetune_api.problem import Problem
-from finetune_api.reports import CompletionManifest, PrepareReport, Progress, TerminationReport
-from finetune_api.resolved import Choices, StageConfig
-
 DIGEST = "sha256:" + "a" * 64
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("stage")
-    parser.add_argument("--config")
-    parser.add_argument("--config-digest")
-    arguments = parser.parse_args()
-    config = StageConfig.model_validate_json(Path(arguments.config).read_text(encoding="utf-8"))
-    if config.digest != arguments.config_digest or config.stage != arguments.stage:
+    stage, _, config_file, _, digest = sys.argv[1:]
+    config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+    form = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    if digest != "sha256:" + hashlib.sha256(form.encode()).hexdigest() or config["stage"] != stage:
         return 10
     script = json.loads(Path(os.environ["FINETUNE_SCRIPT"]).read_text(encoding="utf-8"))
-    node = int(os.environ.get("FINETUNE_NODE_RANK", "0"))
-    layout = Layout(Path(config.mounts.workspace))
-    number = config.attempt.number if config.attempt else _count(layout, arguments.stage)
-    tries = script[arguments.stage]
-    return play(config, layout, tries[min(number, len(tries)) - 1], script, number, node)
+    folder = Path(config["mounts"]["workspace"])
+    number = config["attempt"]["number"] if stage == "train" else _count(folder, stage)
+    tries = script[stage]
+    line = tries[min(number, len(tries)) - 1]
+    return play(config, folder, line, script, number)
 
 
 def play(
-    config: StageConfig,
-    layout: Layout,
-    line: dict[str, Any],
-    script: dict[str, Any],
-    number: int,
-    node: int,
+    config: dict[str, Any], folder: Path, line: dict[str, Any], script: dict[str, Any], number: int
 ) -> int:
-    code = line["exits"][node]
+    stage, uid = config["stage"], config["job"]["uid"]
+    node = int(os.environ.get("FINETUNE_NODE_RANK", "0"))
+    code = line["exits"][min(node, len(line["exits"]) - 1)]
     if line.get("wait_for_sigterm"):
         stopped: list[int] = []
         signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
-        if config.stage == "train":
-            progress(config, layout, line, number, saved=False)
         Path(script["waiting"]).write_text(str(os.getpid()), encoding="utf-8")
         until = time.monotonic() + 60
         while not stopped and time.monotonic() < until:
             time.sleep(0.01)
         time.sleep(line.get("saves_for", 0))
-    if config.stage == "train" and node == 0:
-        progress(config, layout, line, number, saved=True)
-    if config.stage == "prepare" and code == 0:
-        choices = Choices.model_validate(script["choices"])
-        report = PrepareReport(job_uid=config.job.uid, choices=choices)
-        write(layout.prepare_report, report.to_json())
-    if config.stage == "publish" and code == 0:
-        done = CompletionManifest(
-            job=config.job.name,
-            job_uid=config.job.uid,
-            uri="output",
-            base_model="tiny",
-            base_digest=DIGEST,
-            method="lora",
-            objective="sft",
-            merged=True,
-            selected_step=60,
-            steps=60,
-            evaluation_before={"loss": 1.797},
-            evaluation_after={"loss": 1.03},
-            files=(),
-            time="2026-01-01T00:00:00Z",
-        )
-        write(layout.publish_report, done.to_json())
-    if code in (137,):
+    if stage == "train" and node == 0:
+        write(folder / "reports/progress.json", progress(uid, line, number))
+    if stage == "prepare" and code == 0:
+        write(folder / "reports/prepare.json", {"jobUid": uid, "choices": script["choices"]})
+    if stage == "publish" and code == 0:
+        write(folder / "reports/publish.json", completion(config))
+    if code == 137:
         if line.get("reason") == "OOMKilled":  # what the kernel does before it kills
             Path(script["memory_events"]).write_text("oom_kill 1\n", encoding="utf-8")
         os.kill(os.getpid(), signal.SIGKILL)
-    problems = ()
+    said = {
+        "stage": stage,
+        "jobUid": uid,
+        "attempt": number,
+        "node": node,
+        "exitCode": code,
+        "step": line.get("step", 0),
+    }
     if line.get("code"):
-        problems = (Problem(code=line["code"], message="said so", fix=line.get("fix", "")),)
-    report = TerminationReport(
-        stage=config.stage,
-        job_uid=config.job.uid,
-        attempt=number,
-        node=node,
-        exit_code=code,
-        step=line.get("step", 0),
-        problems=problems,
-    )
-    write(Path(os.environ["FINETUNE_TERMINATION_LOG"]), report.to_json())
+        said["problems"] = [{"code": line["code"], "message": "said so", "fix": line["fix"]}]
+    write(Path(os.environ["FINETUNE_TERMINATION_LOG"]), said)
     if code == 143 and not line.get("wait_for_sigterm"):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
-    return code
+    return int(code)
 
 
-def progress(
-    config: StageConfig, layout: Layout, line: dict[str, Any], number: int, *, saved: bool
-) -> None:
+def progress(uid: str, line: dict[str, Any], number: int) -> dict[str, Any]:
+    shown = {
+        "jobUid": uid,
+        "attempt": number,
+        "claim": number,
+        "phase": "training",
+        "step": line.get("step", 0),
+        "totalSteps": 60,
+        "loss": 1.5,
+    }
     step = line.get("checkpoint")
-    ref = None
-    if saved and step is not None:
-        ref = CheckpointRef(step=step, path=f"checkpoints/{number}/step-{step}", digest=DIGEST)
-    shown = Progress(
-        job_uid=config.job.uid,
-        attempt=number,
-        claim=number,
-        phase="training",
-        step=line.get("step", 0),
-        total_steps=60,
-        loss=1.5,
-        checkpoint=ref,
-    )
-    write(layout.progress, shown.to_json())
+    if step is not None:
+        path = f"checkpoints/{number}/step-{step}"
+        shown["checkpoint"] = {"step": step, "path": path, "digest": DIGEST}
+    return shown
 
 
-def _count(layout: Layout, stage: str) -> int:
+def completion(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "job": config["job"]["name"],
+        "jobUid": config["job"]["uid"],
+        "uri": "output",
+        "baseModel": "tiny",
+        "baseDigest": DIGEST,
+        "method": "lora",
+        "objective": "sft",
+        "merged": True,
+        "selectedStep": 60,
+        "steps": 60,
+        "evaluationBefore": {"loss": 1.797},
+        "evaluationAfter": {"loss": 1.03},
+        "files": [],
+        "time": "2026-01-01T00:00:00Z",
+    }
+
+
+def _count(folder: Path, stage: str) -> int:
     """Which try of this stage it is, counted by files."""
-    folder = layout.root / "scripted"
-    folder.mkdir(exist_ok=True)
-    number = len(list(folder.glob(f"{stage}-*"))) + 1
-    (folder / f"{stage}-{number}").touch()
+    tried = folder / "scripted"
+    tried.mkdir(exist_ok=True)
+    number = len(list(tried.glob(f"{stage}-*"))) + 1
+    (tried / f"{stage}-{number}").touch()
     return number
 
 

@@ -61,6 +61,9 @@ class Pace:
     """Seconds between two looks."""
     back_off: float = 5.0
     """A back-off of the plan is cut to this many seconds: there is no cluster to spare."""
+    gang: float = 5.0
+    """Seconds in which the rest of a gang may end by itself, each with its own word, before it is
+    told to."""
     progress: float = 5.0
     """Seconds after which a progress that alone has changed is written."""
 
@@ -272,7 +275,8 @@ class LocalRun:
             if state.over:
                 continue
             vanished = state.ran and state.processes > state.running + len(state.ends)
-            if state.failed_at is not None or vanished:
+            since = state.failed_at or (datetime.min.replace(tzinfo=UTC) if vanished else None)
+            if since is not None and (datetime.now(UTC) - since).total_seconds() > self.pace.gang:
                 self._stop(state.name)
             late = state.stopped_at is not None and datetime.now(UTC) > state.stopped_at + grace
             if late or self.interrupts >= 3:
