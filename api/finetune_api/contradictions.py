@@ -98,7 +98,7 @@ CONTRADICTIONS: tuple[Rule, ...] = (
         good={"training": {"lrScheduler": "constant_with_warmup", "warmupRatio": 0.1}},
     ),
     Rule(
-        code="min-learning-rate-without-cosine",
+        code="min-learning-rate-without-floor",
         field="training.minLearningRate",
         when=All(
             Has("training.minLearningRate"),
@@ -107,16 +107,15 @@ CONTRADICTIONS: tuple[Rule, ...] = (
                 (
                     "linear",
                     "cosine_with_restarts",
-                    "polynomial",
                     "constant",
                     "constant_with_warmup",
                     "inverse_sqrt",
-                    "warmup_stable_decay",
                 ),
             ),
         ),
-        message="minLearningRate is where a cosine schedule ends; this schedule has no such end",
-        fix="use lrScheduler: cosine, or leave minLearningRate out",
+        message="this lrScheduler does not end at a lowest rate, and minLearningRate is set",
+        fix="use lrScheduler: cosine, polynomial or warmup_stable_decay, or leave minLearningRate "
+        "out",
         bad={"training": {"lrScheduler": "linear", "minLearningRate": 1e-6}},
         good={"training": {"lrScheduler": "cosine", "minLearningRate": 1e-6}},
     ),
@@ -544,5 +543,36 @@ CONTRADICTIONS: tuple[Rule, ...] = (
         fix="leave one of them out",
         bad={"method": {"lora": {"loraBias": True, "useDora": True}}},
         good={"method": {"lora": {"useDora": True}}},
+    ),
+    Rule(
+        code="lora-bias-with-initialisation",
+        field="method.lora.loraBias",
+        when=All(
+            Eq("method.lora.loraBias", True),
+            Has("method.lora.initLoraWeights"),
+            Not(Eq("method.lora.initLoraWeights", "default")),
+        ),
+        message="loraBias works with the default initialisation only",
+        fix="leave loraBias or initLoraWeights out",
+        bad={"method": {"lora": {"loraBias": True, "initLoraWeights": "gaussian"}}},
+        good={"method": {"lora": {"loraBias": True, "initLoraWeights": "default"}}},
+    ),
+    Rule(
+        code="target-parameters-plain",
+        field="method.lora.targetParameters",
+        when=All(
+            Has("method.lora.targetParameters"),
+            Either(
+                Greater("method.lora.dropout", 0.0),
+                Eq("method.lora.useDora", True),
+                Eq("method.lora.loraBias", True),
+                Eq("method.lora.fanInFanOut", True),
+            ),
+        ),
+        message="targetParameters cannot be combined with dropout, useDora, loraBias or "
+        "fanInFanOut",
+        fix="leave these out, or name whole modules in targetModules",
+        bad={"method": {"lora": {"targetParameters": ["experts.gate_up_proj"], "dropout": 0.1}}},
+        good={"method": {"lora": {"targetParameters": ["experts.gate_up_proj"], "dropout": 0}}},
     ),
 )

@@ -10,6 +10,7 @@ from typing import Any
 from finetune_api.condition import (
     All,
     Condition,
+    Either,
     Eq,
     Greater,
     Has,
@@ -198,12 +199,12 @@ NOT_SUPPORTED: tuple[Rule, ...] = (
         {"model.tokenizer": {"uri": "pvc://models/sft-run"}},
     ),
     _row(
-        "modelscope-data",
+        "hub-data",
         "@.uri",
-        StartsWith("@.uri", "modelscope://"),
-        "data from modelscope",
-        "use pvc://claim/path",
-        {"dataset": {"train": [{"uri": "modelscope://owner/rows"}]}},
+        Either(StartsWith("@.uri", "hf://"), StartsWith("@.uri", "modelscope://")),
+        "data from a hub",
+        "copy the data to a claim and name it as pvc://claim/path",
+        {"dataset": {"train": [{"uri": "hf://owner/rows"}]}},
         {"dataset": {"train": [{"uri": "pvc://datasets/rows.jsonl"}]}},
         SOURCES,
     ),
@@ -319,11 +320,13 @@ NOT_SUPPORTED: tuple[Rule, ...] = (
     _row(
         "gate-metric",
         "evaluation.gate.metric",
-        All(Has("evaluation.gate.metric"), Not(In("evaluation.gate.metric", ("loss",)))),
-        "a gate on a metric other than loss",
+        All(
+            Has("evaluation.gate.metric"), Not(In("evaluation.gate.metric", ("loss", "perplexity")))
+        ),
+        "a gate on metrics other than loss and perplexity",
         "leave gate.metric out",
         {"evaluation": {"gate": {"metric": "f1"}}, "dataset.validation": {"fraction": 0.1}},
-        {"evaluation": {"gate": {"metric": "loss"}}, "dataset.validation": {"fraction": 0.1}},
+        {"evaluation": {"gate": {"metric": "perplexity"}}, "dataset.validation": {"fraction": 0.1}},
     ),
     _present(
         "tensorboard",
