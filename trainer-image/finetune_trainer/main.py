@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import sys
@@ -34,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config: StageConfig | None = None
     try:
         config = read(options.config, stage, options.config_digest)
-        report = _STAGES[stage](config, options.config)
+        if stage == "generate":
+            report = _generate(config, options.prompts)
+        else:
+            report = _STAGES[stage](config, options.config)
     except BaseException as error:
         report = _failed(error, stage, config)
     for problem in report.problems:
@@ -54,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, default=Path(CONFIG_PATH), metavar="FILE")
     parser.add_argument(
         "--config-digest", metavar="SHA256", help="refuse a configuration with another digest"
+    )
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="for generate: one prompt a line"
     )
     return parser
 
@@ -169,20 +174,38 @@ def _prepare(config: StageConfig, _: Path) -> TerminationReport:
     )
 
 
-def _stage(name: str) -> Callable[[StageConfig, Path], TerminationReport]:
-    def start(config: StageConfig, file: Path) -> TerminationReport:
-        module = importlib.import_module(f"finetune_trainer.{name}")
-        report: TerminationReport = module.run(config)
-        return report
+def _publish(config: StageConfig, _: Path) -> TerminationReport:
+    from finetune_trainer import publish
 
-    return start
+    manifest = publish.run(config)
+    return TerminationReport(
+        stage="publish",
+        job_uid=config.job.uid,
+        exit_code=int(ExitCode.DONE),
+        message=publish.summary(manifest)[:512],
+        step=manifest.selected_step,
+        checkpoint=manifest.selected_from,
+        output_digest=publish.output_digest(manifest),
+        evaluation=manifest.evaluation_after,
+    )
+
+
+def _generate(config: StageConfig, prompts: Path | None) -> TerminationReport:
+    from finetune_trainer import generate
+
+    answers = generate.run_stage(config, prompts)
+    return TerminationReport(
+        stage="generate",
+        job_uid=config.job.uid,
+        exit_code=int(ExitCode.DONE),
+        message=f"{len(answers)} answers",
+    )
 
 
 _STAGES: dict[Stage, Callable[[StageConfig, Path], TerminationReport]] = {
     "prepare": _prepare,
     "train": _train,
-    "publish": _stage("publish"),
-    "generate": _stage("generate"),
+    "publish": _publish,
 }
 
 

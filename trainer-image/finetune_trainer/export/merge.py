@@ -1,0 +1,160 @@
+"""The trained weights as one model, exact in fp32 and rounded once to the base's own type."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.problem import Problem
+from finetune_api.resolved import StageConfig
+from finetune_trainer.errors import StageError
+from finetune_trainer.memory.verdict import machine_memory
+from finetune_trainer.model import attention, load_model_config, model_folder
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+SHARD = "5GB"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+HEADROOM = 1.5
+"""Of the weights in fp32: the largest layer twice, logits, and the libraries."""
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the type that most of a model's weights are stored in."""
+    import torch
+    from safetensors import safe_open
+
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                part = tensors.get_slice(name)
+                count = 1
+                for length in part.get_shape():
+                    count *= length
+                sizes[part.get_dtype()] = sizes.get(part.get_dtype(), 0) + count
+    kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    most = max(sizes, key=lambda kind: sizes[kind])
+    return kinds.get(most, torch.float32)
+
+
+def working_dtype(config: StageConfig) -> torch.dtype:
+    """Return fp32 where the base fits in fp32, else the type that it is stored in."""
+    import torch
+
+    folder = model_folder(config)
+    stored = stored_dtype(folder)
+    parameters = sum(p.stat().st_size for p in folder.glob("*.safetensors")) // stored.itemsize
+    if parameters * 4 * HEADROOM <= machine_memory():
+        return torch.float32
+    log.warning("merging in %s: there is no room for the base in fp32", stored)
+    return stored
+
+
+def load_trained(config: StageConfig, checkpoint: Path, dtype: torch.dtype) -> Any:
+    """Return what was trained, before any merge: the full model, or base and adapter."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    spec = config.job.spec
+    adapter = spec.method.kind != "full"
+    model_config = load_model_config(config)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_folder(config) if adapter else checkpoint,
+        config=model_config,
+        dtype=dtype,
+        attn_implementation=attention(config, model_config),
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=spec.model.remote_code,
+    )
+    if not adapter:
+        return model.eval()
+    missing = [name for name in ADAPTER_FILES if not (checkpoint / name).is_file()]
+    if missing:
+        raise StageError(
+            ExitCode.CHECKPOINT_UNUSABLE,
+            Problem(
+                code="adapter-missing",
+                message=f"the checkpoint has no {missing[0]}",
+                fix="train again from an earlier checkpoint",
+            ),
+        )
+    import peft
+
+    return peft.PeftModel.from_pretrained(model, checkpoint, is_trainable=False).eval()
+
+
+def merge(model: Any) -> Any:
+    """Return base and adapter as one model; weights become ``W + scale * B A`` in their own type."""
+    return model.merge_and_unload(progressbar=False, safe_merge=True)
+
+
+def save(model: Any, folder: Path, dtype: torch.dtype, end_tokens: list[int]) -> None:
+    """Write a model as safetensors in ``dtype``, with a generation config that knows where to stop.
+
+    Every tensor is read again and compared bit by bit with what was to be written.
+    """
+    model.to(dtype)
+    model.config.use_cache = True
+    model.config.dtype = dtype
+    known = model.generation_config.eos_token_id
+    ends = known if isinstance(known, list) else [known] if known is not None else []
+    model.generation_config.eos_token_id = list(dict.fromkeys([*ends, *end_tokens])) or None
+    if model.generation_config.pad_token_id is None and end_tokens:
+        model.generation_config.pad_token_id = end_tokens[0]
+    if model.generation_config.do_sample is not True:
+        # Sampling values without sampling do not validate.
+        model.generation_config.temperature = None
+        model.generation_config.top_p = None
+        model.generation_config.top_k = None
+    model.save_pretrained(folder, safe_serialization=True, max_shard_size=SHARD)
+    _compare(model, folder)
+
+
+def _compare(model: Any, folder: Path) -> None:
+    """Raise ``StageError`` when the files do not hold the model's weights."""
+    import torch
+
+    state = model.state_dict()
+    for name, tensor in _written(folder):
+        if name not in state or not torch.equal(state[name], tensor):
+            raise StageError(
+                ExitCode.STORAGE_FULL,
+                Problem(
+                    code="output-not-written",
+                    message=f"{name} reads back differently from what was written",
+                    fix="check the volume of the output, then publish again",
+                    field="spec.output.uri",
+                ),
+            )
+
+
+def _written(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors of a folder's safetensors."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                yield name, tensors.get_tensor(name)
+
+
+def copy_adapter(checkpoint: Path, folder: Path, base: str) -> None:
+    """Copy the adapter; its configuration names the base by its URI, not by a path of ours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(checkpoint / ADAPTER_FILES[0], folder / ADAPTER_FILES[0])
+    settings = json.loads((checkpoint / ADAPTER_FILES[1]).read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = base
+    settings["inference_mode"] = True
+    text = json.dumps(settings, indent=2, sort_keys=True)
+    (folder / ADAPTER_FILES[1]).write_text(text + "\n", encoding="utf-8")

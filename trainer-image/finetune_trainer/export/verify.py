@@ -1,0 +1,153 @@
+"""Proof that a published model computes what was trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.problem import Problem
+from finetune_api.reports import Verification
+from finetune_trainer.errors import StageError
+from finetune_trainer.export import clean
+from finetune_trainer.export.prompts import Proof
+
+if TYPE_CHECKING:
+    import torch
+
+ROUNDING = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest difference of a logit that rounding weights to a type explains, as a part of the largest
+logit: about 25 units of the last place (2^-24, 2^-11, 2^-9), for what layers add up; fp32 is given
+more, for sums in another order."""
+ANSWER = 128
+"""Most tokens that an answer may take to stop."""
+TRIED = 4
+TIMEOUT = 3600.0
+ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "OMP_NUM_THREADS", "VIRTUAL_ENV", "HF_HOME")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return ``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def difference(reference: dict[str, Any], found: dict[str, Any]) -> float:
+    """Return the largest absolute difference; infinite where a number is none or a prompt lacks."""
+    import torch
+
+    if reference.keys() != found.keys():
+        return float("inf")
+    worst = 0.0
+    for name, wanted in reference.items():
+        if wanted.shape != found[name].shape or not torch.isfinite(found[name]).all():
+            return float("inf")
+        worst = max(worst, float((wanted - found[name]).abs().max()))
+    return worst
+
+
+def tolerance(reference: dict[str, Any], dtype: torch.dtype) -> float:
+    """Return the difference that rounding to ``dtype`` explains, for these logits."""
+    largest = max((float(logits.abs().max()) for logits in reference.values()), default=0.0)
+    return ROUNDING[dtype_name(dtype)] * max(1.0, largest)
+
+
+def check_merge(reference: dict[str, Any], merged: dict[str, Any], dtype: torch.dtype) -> None:
+    """Raise ``StageError`` when the merged model, in the type of the merge, computes otherwise."""
+    worst, allowed = difference(reference, merged), tolerance(reference, dtype)
+    if worst > allowed:
+        raise _wrong("the merged model differs from base and adapter", worst, allowed)
+
+
+def check_published(
+    folder: Path,
+    reference: dict[str, Any],
+    proof: Proof,
+    *,
+    dtype: torch.dtype,
+    working: torch.dtype,
+    attention: str,
+    base: Path | None = None,
+) -> Verification:
+    """Load the published files in a clean process and compare their logits with the reference.
+
+    ``base``: for an adapter that is published without its base. Raises ``StageError`` when the
+    model cannot be loaded or its logits differ by more than rounding to ``dtype`` explains.
+    """
+    request = {
+        "inputs": proof.inputs,
+        "questions": proof.questions[:TRIED],
+        "max_new_tokens": min(ANSWER, 2 * proof.answer_length + 16),
+        "dtype": dtype_name(working),
+        "attention": attention,
+        "base": str(base) if base else None,
+        "end_tokens": proof.end_tokens,
+    }
+    found, told = _in_clean_process(folder, request)
+    worst, allowed = difference(reference, found), tolerance(reference, dtype)
+    if worst > allowed:
+        raise _wrong("the published model differs from what was trained", worst, allowed)
+    return Verification(
+        prompts=len(reference),
+        max_difference=worst,
+        tolerance=allowed,
+        loaded_in_clean_process=True,
+        stops=bool(told["stopped"]),
+    )
+
+
+def _in_clean_process(
+    folder: Path, request: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return the logits and the answer of a process that knows the folder only."""
+    from safetensors.torch import load_file
+
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        kept = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
+        done = subprocess.run(  # noqa: S603 - our own program with our own arguments
+            [
+                sys.executable,
+                "-I",
+                clean.__file__,
+                str(folder),
+                str(scratch / "request.json"),
+                name,
+            ],
+            cwd=name,
+            env={**kept, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+            raise StageError(
+                ExitCode.UNEXPECTED,
+                Problem(
+                    code="output-does-not-load",
+                    message=f"the published model cannot be loaded: {lines[-1]}"[:1024],
+                    fix="publish again; where it happens again, report it with the log",
+                ),
+            )
+        answer = json.loads((scratch / "answer.json").read_text(encoding="utf-8"))
+        return load_file(scratch / "logits.safetensors"), answer
+
+
+def _wrong(what: str, worst: float, allowed: float) -> StageError:
+    """Return the error of a model that computes something else than what was trained."""
+    return StageError(
+        ExitCode.UNEXPECTED,
+        Problem(
+            code="merge-not-verified",
+            message=f"{what}: logits are off by {worst:.3g}, and rounding explains {allowed:.3g}",
+            fix="publish again; where it happens again, set output.merge: false and report it",
+            field="spec.output.merge",
+        ),
+    )
