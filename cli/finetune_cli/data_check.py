@@ -84,8 +84,8 @@ def _report(job: ResolvedJob, folders: Mapping[str, Path]) -> PrepareReport | No
         (folder / "job.json").write_text(json.dumps(config.to_json()), encoding="utf-8")
         command = [sys.executable, "-m", "finetune_trainer.check_data"]
         command += [str(folder / "job.json"), str(folder / "report.json")]
-        # Its own words go to stderr: stdout belongs to the problems.
-        ended = subprocess.run(command, check=False, stdout=sys.stderr.fileno())  # noqa: S603
+        # Its log goes to stderr; stdout belongs to the problems.
+        ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)  # noqa: S603
         if ended.returncode or not (folder / "report.json").exists():
             return None
         return PrepareReport.model_validate_json((folder / "report.json").read_bytes())

@@ -98,7 +98,8 @@ def one_job(path: str, name: str | None = None) -> tuple[YamlDocument, Objects]:
 def _frame(data: Any) -> tuple[bool, list[Problem]]:
     """Return whether a document belongs to another API, and what is wrong with its frame."""
     if not isinstance(data, Mapping):
-        return False, [_wrong("wrong-type", "", f"an object is wanted, not {read(data)}", "")]
+        fix = f"begin with apiVersion: {API_VERSION} and kind: {JOB}"
+        return False, [_wrong("wrong-type", "", f"an object is wanted, not {read(data)}", fix)]
     version, kind = data.get("apiVersion"), data.get("kind")
     if kind not in (JOB, PROFILE) and isinstance(version, str) and isinstance(kind, str):
         near = difflib.get_close_matches(kind, (JOB, PROFILE), n=1, cutoff=0.7)

@@ -60,21 +60,21 @@ def read(path: str) -> list[YamlDocument]:
         Refused: with file, line and column, whatever is wrong.
     """
     name = "stdin" if path == STDIN else path
-    text = _text(path, name)
+    documents = parse(_text(path, name), name)
+    if not documents:
+        raise _unreadable("empty-file", name, "the file is empty", f"write a job: {SHORTEST}")
+    return documents
+
+
+def parse(text: str, name: str) -> list[YamlDocument]:
+    """Return the documents of a text; ``name`` stands for it in what is said.
+
+    Raises ``Refused`` as ``read`` does.
+    """
     try:
-        documents = list(_documents(text, name))
+        return list(_documents(text, name))
     except _Mistake as mistake:
         raise Refused(mistake.problem(name)) from None
-    if not documents:
-        raise Refused(
-            Problem(
-                code="empty-file",
-                file=name,
-                message=f"{name} is empty",
-                fix=f"write a job: {SHORTEST}",
-            )
-        )
-    return documents
 
 
 def _text(path: str, name: str) -> str:

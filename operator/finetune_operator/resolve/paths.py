@@ -29,6 +29,14 @@ def path_text(path: Sequence[str | int]) -> str:
     return out if len(out) <= _LONGEST else out[:_LONGEST] + "..."
 
 
+def under(root: str, path: Sequence[str | int]) -> str:
+    """Return the text of a path below a place such as ``spec`` or ``spec.defaults``."""
+    text = path_text(path)
+    if not root or not text:
+        return root or text
+    return root + text if text.startswith("[") else f"{root}.{text}"
+
+
 def look(data: Any, *path: str | int) -> Any:
     """Return the value at a path of raw data, None where there is nothing or no such shape."""
     for part in path:

@@ -38,8 +38,9 @@ def read_profile(data: Any) -> Profile:
     spec = {} if spec is None else spec
     name = look(data, "metadata", "name")
     problems = profile_problems(data)
-    parsed = ProfileSpec() if problems else validation.parse(ProfileSpec, spec)
-    assert isinstance(parsed, ProfileSpec)
+    parsed = ProfileSpec() if problems else validation.parse(ProfileSpec, _pruned(spec))
+    if isinstance(parsed, list):
+        problems, parsed = parsed, ProfileSpec()
     return Profile(
         name=name if isinstance(name, str) else "",
         spec=parsed,
@@ -56,17 +57,29 @@ def profile_problems(data: Any) -> list[Problem]:
     found = validation.shape(spec, "spec")
     if found:
         return found
-    found = validation.empties(ProfileSpec, {k: v for k, v in spec.items() if k != "defaults"})
-    parsed = validation.parse(ProfileSpec, validation.without_nulls(ProfileSpec, spec))
+    own = {name: value for name, value in spec.items() if name != "defaults"}
+    found = validation.empties(ProfileSpec, own)
+    parsed = validation.parse(ProfileSpec, validation.without_nulls(ProfileSpec, own))
     if isinstance(parsed, list):
-        return found + parsed
-    defaults = parsed.defaults
+        found += parsed
+    defaults = spec.get("defaults", {})
+    misshapen = validation.shape(defaults, "spec.defaults")
+    if misshapen:
+        return found + misshapen
     found += validation.empties(JobSpec, defaults, "spec.defaults")
     part = validation.parse(JobSpec, validation.without_nulls(JobSpec, defaults), "spec.defaults")
     if isinstance(part, list):
         # A profile says a part of a job; what it leaves out is the user's to write.
         found += [problem for problem in part if problem.code != "missing-field"]
     return found
+
+
+def _pruned(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a profile's spec without names that have nothing behind them."""
+    pruned: dict[str, Any] = validation.without_nulls(ProfileSpec, spec)
+    if "defaults" in pruned:
+        pruned["defaults"] = validation.without_nulls(JobSpec, pruned["defaults"])
+    return pruned
 
 
 def choose_profile(

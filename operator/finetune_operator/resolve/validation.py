@@ -11,7 +11,7 @@ from finetune_api import synonyms
 from finetune_api.document import Document
 from finetune_api.problem import Problem
 from finetune_operator.resolve import schema, wording
-from finetune_operator.resolve.paths import Path, deeper_than, look, path_text
+from finetune_operator.resolve.paths import Path, deeper_than, look, path_text, under
 
 Model = TypeVar("Model", bound=Document)
 
@@ -77,7 +77,7 @@ def _problem(
     root: str,
 ) -> Problem:
     """Return the problem for all errors at one path."""
-    where = path_text((root, *path)) if root else path_text(path)
+    where = under(root, path)
     kind = items[0]["type"]
     value = items[0].get("input")
     if kind == "extra_forbidden":
@@ -101,7 +101,7 @@ def _problem(
 
 def unknown_field(model: type[Document], data: Any, path: Path, root: str) -> Problem:
     """Return the problem of a name that the contract does not have, with what was meant."""
-    where = path_text((root, *path)) if root else path_text(path)
+    where = under(root, path)
     return Problem(
         code="unknown-field",
         field=where,
@@ -115,17 +115,16 @@ def _meant(model: type[Document], path: Path, root: str) -> str:
     name = str(path[-1])
     around = schema.section_at(model, path[:-1])
     names = list(schema.fields(around)) if around else []
-    place = (root, *path[:-1]) if root else path[:-1]
     suggestion = synonyms.suggest(name, names)
     if suggestion and suggestion.field not in names:
         return suggestion.fix  # another tool's name for something here
     elsewhere = [found for found in _places(model, _flat(name)) if found != path]
     spelled = suggestion is not None and _flat(suggestion.field or "") == _flat(name)
     if len(elsewhere) == 1 and not spelled:
-        return f"did you mean {path_text((root, *elsewhere[0]) if root else elsewhere[0])}?"
+        return f"did you mean {under(root, elsewhere[0])}?"
     if suggestion and suggestion.field:
-        return f"did you mean {path_text((*place, suggestion.field))}?"
-    holder = path_text(place) or "the object"
+        return f"did you mean {under(root, (*path[:-1], suggestion.field))}?"
+    holder = under(root, path[:-1]) or "the object"
     return f"remove it; {holder} takes {', '.join(sorted(names)) or 'nothing'}"
 
 
@@ -146,7 +145,7 @@ def _places(model: type[Document], flat: str, path: Path = ()) -> Iterator[Path]
 
 def missing(model: type[Document], path: Path, root: str) -> Problem:
     """Return the problem of a field that has to be written and is not."""
-    where = path_text((root, *path)) if root else path_text(path)
+    where = under(root, path)
     return Problem(
         code="missing-field",
         field=where,
@@ -163,7 +162,7 @@ def empties(model: type[Document], data: Any, root: str = "spec") -> list[Proble
     """
     found = []
     for path in sorted(_nulls(data), key=lambda path: [str(part) for part in path]):
-        where = path_text((root, *path))
+        where = under(root, path)
         section = schema.section_at(model, path) if isinstance(path[-1], str) else None
         if not schema.known(model, path) and isinstance(path[-1], str):
             holder = schema.section_at(model, path[:-1])

@@ -175,12 +175,10 @@ def describe(item: Mapping[str, Any], where: str, name: str) -> Problem:
             message=f"{where} must be a finite number",
             fix=_FIELD_FIX.get(name, "write a finite number"),
         )
-    return Problem(
-        code="wrong-format",
-        field=where,
-        message=cut(f"{where} cannot be {read(value)}"),
-        fix=format_fix(item),
-    )
+    said = f"{where} cannot be {read(value)}"
+    if kind == "value_error":
+        said = f"{where}: {item['msg'].removeprefix('Value error, ')}"
+    return Problem(code="wrong-format", field=where, message=cut(said), fix=format_fix(item))
 
 
 def _no_uri(where: str, value: str, *, output: bool) -> Problem:
