@@ -42,73 +42,148 @@ def unrolled(messages: Sequence[Message]) -> list[tuple[Message, ...]]:
 def render(template: ChatTemplate, messages: Sequence[Message], loss_on: LossOn) -> Rendered:
     """Render a conversation and find what is trained.
 
-    The end-of-turn token of a trained turn belongs to it, white space after that does not. Raises
+    The end-of-turn token of a trained turn belongs to it, what comes after that does not. Raises
     ``BadRow`` when the template refuses the row or rewrites the turns before one.
     """
     if loss_on == "All":
         text = template.render(messages)
         return Rendered(text, ((0, len(text)),))
     turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    if loss_on in {"Completion", "LastAssistant"}:
-        turns = turns[-1:]
-    marked = _marked(template, messages, loss_on) if template.marked else None
+    wanted = turns if loss_on == "Assistant" else turns[-1:]
+    marked = _marked(template, messages, turns) if template.marked else None
     if marked:
-        text, ranges = marked
+        text, found = marked
+        ranges = [_reaching(template, messages, text, each) for each in found if each[0] in wanted]
     else:
         text = template.render(messages)
-        ranges = [_difference(template, messages, turn, text) for turn in turns]
-    closed = [_closed(template, text, start, stop) for start, stop in ranges]
-    return Rendered(text, tuple(r for r, _ in closed), all(ends for _, ends in closed))
+        ranges = [_difference(template, messages, turn, text) for turn in wanted]
+    closed = [_closed(template, messages[turn], text, span) for turn, span in ranges]
+    # A second region of the same turn (an end-of-text token) says nothing about how it ends.
+    ends = dict.fromkeys(wanted, False)
+    for (turn, _), (_, has_end) in zip(ranges, closed, strict=True):
+        ends[turn] |= has_end
+    return Rendered(text, _merged([span for span, _ in closed]), all(ends.values()))
+
+
+def _merged(spans: list[Range]) -> tuple[Range, ...]:
+    """Return the spans in order, overlapping ones as one."""
+    merged: list[Range] = []
+    for start, stop in sorted(spans):
+        if merged and start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
 
 
 def _marked(
-    template: ChatTemplate, messages: Sequence[Message], loss_on: LossOn
-) -> tuple[str, list[Range]] | None:
-    """Return what the markers say, or None where they are not around the assistant's words."""
-    text, ranges = template.render_marked(messages)
-    answers = [message.content.strip() for message in messages if message.role == "assistant"]
-    if len(ranges) != len(answers) or any(
-        answer not in text[start:stop]
-        for answer, (start, stop) in zip(answers, ranges, strict=True)
-    ):
-        return None
-    return text, ranges if loss_on == "Assistant" else ranges[-1:]
+    template: ChatTemplate, messages: Sequence[Message], turns: list[int]
+) -> tuple[str, list[tuple[int, Range]]] | None:
+    """Return the marked regions by turn, or None where one is not around its answer.
+
+    A region without an answer of its own, such as a last end-of-text token, belongs to the turn
+    before it.
+    """
+    text, regions = template.render_marked(messages)
+    found: list[tuple[int, Range]] = []
+    left = list(turns)
+    for start, stop in regions:
+        if left and _holds(text[start:stop], messages[left[0]]):
+            found.append((left.pop(0), (start, stop)))
+        elif found and not left:
+            found.append((found[-1][0], (start, stop)))
+        else:
+            return None
+    return None if left else (text, found)
 
 
-def _difference(template: ChatTemplate, messages: Sequence[Message], turn: int, text: str) -> Range:
+def _holds(text: str, message: Message) -> bool:
+    """Tell whether a rendered turn holds the answer, or what is left of it after its reasoning."""
+    answer = message.content.rpartition("</think>")[2]
+    return "".join(answer.split()) in "".join(text.split())
+
+
+def _reaching(
+    template: ChatTemplate, messages: Sequence[Message], text: str, found: tuple[int, Range]
+) -> tuple[int, Range]:
+    """Let a marked region that stops short of its turn's end-of-turn token reach to it.
+
+    Only where a rendering up to this turn proves that what follows belongs to the turn.
+    """
+    turn, (start, stop) = found
+    if text[start:stop].rstrip().endswith(template.control_tokens):
+        return found
+    after = text if turn == len(messages) - 1 else template.render(messages[: turn + 1])
+    proved = text.startswith(after) and len(after) > stop
+    if proved and text.startswith(template.control_tokens, stop):
+        return turn, (start, len(after))
+    return found
+
+
+def _difference(
+    template: ChatTemplate, messages: Sequence[Message], turn: int, text: str
+) -> tuple[int, Range]:
     """Return the range of one turn, proved by two renderings of less."""
     before = template.render(messages[:turn], prompt=True)
     after = text if turn == len(messages) - 1 else template.render(messages[: turn + 1])
-    if not (after.startswith(before) and text.startswith(after)):
+    if not after.startswith(before):
+        raise _unstable(
+            "set dataset.chatTemplate to one with {% generation %} markers, or to "
+            "chatml where the model has its tokens"
+        )
+    if not text.startswith(after):
+        raise _unstable("set dataset.unrollTurns: true")
+    if not _holds(after[len(before) :], messages[turn]):
         raise BadRow(
-            "template-not-prefix-stable",
-            "the chat template renders the turns before an answer in another way once it is there",
-            "set dataset.unrollTurns: true",
+            "template-drops-answer",
+            "the chat template does not render the text of an answer",
+            "choose another dataset.chatTemplate",
         )
     if template.prompts:
-        return len(before), len(after)
+        return turn, (len(before), len(after))
     # Without a generation prompt the header of the turn is part of the difference.
-    answer = messages[turn].content.strip()
-    position = text.find(answer, len(before), len(after))
+    position = text.find(messages[turn].content.strip(), len(before), len(after))
     if position < 0:
-        raise BadRow(
-            "template-not-prefix-stable",
-            "the chat template has no generation prompt and changes the text of the answer",
-            "use a template that honours add_generation_prompt",
-        )
+        raise _unstable("use a template that honours add_generation_prompt")
     header = text[len(before) : position]
-    return (len(before) if not header.strip() else position), len(after)
+    return turn, (len(before) if not header.strip() else position, len(after))
 
 
-def _closed(template: ChatTemplate, text: str, start: int, stop: int) -> tuple[Range, bool]:
-    """Move the end of a turn to behind its end-of-turn token; tell whether there is one."""
+def _unstable(fix: str) -> BadRow:
+    return BadRow(
+        "template-not-prefix-stable",
+        "the chat template renders the turns before an answer in another way once it is there",
+        fix,
+    )
+
+
+def _closed(template: ChatTemplate, message: Message, text: str, span: Range) -> tuple[Range, bool]:
+    """Move the end of a turn to behind its end-of-turn token; tell whether there is one.
+
+    The first run of control tokens after the answer ends the turn: nothing is generated after it.
+    """
+    start, stop = span
+    answer = message.content.strip()
+    position = text.rfind(answer, start, stop)
+    if position >= 0:
+        end = position + len(answer)
+        end += len(text[end:stop]) - len(text[end:stop].lstrip())
+        closing = _control_run(template, text, end, stop)
+        if closing > end:
+            return (start, closing), True
     body = text[start:stop].rstrip()
     if body.endswith(template.control_tokens):
         return (start, start + len(body)), True
-    following = next((t for t in template.control_tokens if text.startswith(t, stop)), None)
-    if following:
-        return (start, stop + len(following)), True
-    return (start, stop), False
+    return span, False
+
+
+def _control_run(template: ChatTemplate, text: str, start: int, stop: int) -> int:
+    """Return where the control tokens end that stand at ``start`` without a gap."""
+    while token := next((t for t in template.control_tokens if text.startswith(t, start)), None):
+        if start + len(token) > stop:
+            break
+        start += len(token)
+    return start
 
 
 def token_spans(text: str, offsets: Any, trained: Sequence[Range]) -> list[Range]:
