@@ -230,6 +230,26 @@ class Run:
         return text
 
 
+def hold(path: Path) -> Path:
+    """Make whoever opens this file for writing wait there: it is a pipe that nobody reads."""
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    return path
+
+
+def release(run: Run, path: Path) -> None:
+    """Let it go on, with an ordinary file: its call of open begins anew after the stop."""
+    run.stop_all()
+    path.unlink()
+    run.signal_all(signal.SIGCONT)
+
+
+def wakes(pid: int) -> int:
+    """How often a process gave up the processor by itself: it grows when a sleeper hears a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
 def _state(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]

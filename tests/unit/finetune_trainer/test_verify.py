@@ -229,35 +229,6 @@ def test_another_world_size_is_refused_with_the_way_out(tmp_path: Path) -> None:
     assert caught.value.problems[0].fix == "run the attempt with 4 ranks, as before"
 
 
-def test_last_and_best_for_publishing(tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
-    take(layout)
-    first = make_checkpoint(layout, 1, 10)
-
-    def snapshot(claim: int, step: int, loss: float) -> None:
-        make_checkpoint(
-            layout, claim, step, {"kind": "best", "evaluation": {"loss": loss}, "reason": "best"}
-        )
-        layout.checkpoint(claim, step).rename(layout.best(claim, step))
-
-    snapshot(1, 8, 1.5)
-    snapshot(1, 12, 0.5)  # beyond the step from which claim 2 resumed
-    take(layout, first)
-    make_checkpoint(layout, 2, 14, {"world_size": 7})
-    snapshot(2, 13, 1.25)
-    found = verify.last(layout, EXPECTED)
-    assert found is not None
-    assert found.ref.path == "checkpoints/2/step-14"
-    chosen = verify.best(layout, EXPECTED, "loss")
-    assert chosen is not None
-    assert chosen.ref.path == "checkpoints/2/best-13"
-    flip_byte(layout.best(2, 13) / "rng_state_1.pth")
-    again = verify.best(layout, EXPECTED, "loss")
-    assert again is not None
-    assert again.ref.path == "checkpoints/1/best-8"
-    assert verify.best(layout, EXPECTED, "accuracy") is None
-
-
 class Histories(RuleBasedStateMachine):
     """Random lives of a job against a list: the line of checkpoints that led to each claim."""
 

@@ -17,6 +17,7 @@ from finetune_api.names import Layout
 from finetune_api.reports import Progress
 from finetune_trainer.callbacks.goodput import Clock
 from finetune_trainer.callbacks.meter import Meter
+from finetune_trainer.checkpoint import claim as claims
 from finetune_trainer.checkpoint import durable
 from finetune_trainer.checkpoint.gang import Gang
 from finetune_trainer.order import step_digest
@@ -56,7 +57,10 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
             self.update(phase=before)
 
     def update(self, **changes: Any) -> None:
-        """Change fields of the progress and write it as a whole; rank 0 alone writes."""
+        """Change fields of the progress and write it as a whole; rank 0 alone writes.
+
+        Once a newer claim exists, the file is its own.
+        """
         self.progress = self.progress.model_copy(
             update={
                 **changes,
@@ -66,7 +70,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                 "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             }
         )
-        if self._gang.leads:
+        if self._gang.leads and not claims.newer(self._layout, self.progress.claim):
             data = json.dumps(self.progress.to_json()).encode()
             self._layout.reports.mkdir(parents=True, exist_ok=True)
             durable.replace(self._layout.progress, data)

@@ -18,8 +18,8 @@ The trainer uses four things, in this order:
     that a step that was evaluated draws the same numbers as one that was not.
 ``callbacks.cadence.Cadence``
     When rank 0 wants a save.
-``verify.last(...)`` and ``verify.best(...)``
-    For publishing: the newest and the best verified weights along the lineage.
+``verify.places(layout)`` and ``verify.verified(folder, job_uid)``
+    For publishing: the candidates along the lineage, and the proof of one.
 
 All that must be mended by somebody is raised as ``StageError`` on every rank alike.
 """

@@ -7,7 +7,6 @@ number is the highest.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -310,36 +309,3 @@ def unusable(rejected: Iterable[Rejected], known: CheckpointRef | None) -> Stage
             "from the beginning",
         ),
     )
-
-
-def last(layout: Layout, wanted: Expected) -> Found | None:
-    """Return the newest checkpoint of the lineage whose every file verifies; None: there is none."""
-    for found in Search(layout, wanted, world_size=None).candidates():
-        with contextlib.suppress(Unusable):
-            check_contents(found.folder, found.manifest)
-            return found
-    return None
-
-
-def best(layout: Layout, wanted: Expected, metric: str, *, greater: bool = False) -> Found | None:
-    """Return the verified snapshot along the lineage with the best ``metric``; None: there is none.
-
-    Snapshots of steps beyond the one from which a later claim resumed are none of this lineage.
-    """
-    candidates: list[Found] = []
-    for span in claims.lineage(claims.read_all(layout)):
-        for folder in (layout.checkpoints / str(span.claim)).glob("best-*"):
-            with contextlib.suppress(Unusable):
-                manifest = read_manifest(folder)
-                check_identity(manifest, wanted)
-                within = span.last_step is None or manifest.step <= span.last_step
-                if manifest.kind == "best" and within and metric in manifest.evaluation:
-                    candidates.append(Found(reference(layout, folder, manifest), folder, manifest))
-    sign = -1 if greater else 1
-    candidates.sort(key=lambda found: (sign * found.manifest.evaluation[metric], found.ref.step))
-    for found in candidates:
-        with contextlib.suppress(Unusable):
-            check_sizes(found.folder, found.manifest)
-            check_contents(found.folder, found.manifest)
-            return found
-    return None
