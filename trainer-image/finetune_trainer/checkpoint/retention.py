@@ -78,8 +78,8 @@ class Retention:
         """Delete what is superfluous, oldest first; returns what was deleted."""
         lineage = [self.layout.checkpoint(*place) for place in self._lineage()]
         doomed = superfluous(lineage, self.keep, self._usable)
-        doomed = tuple(folder for folder in reversed(doomed) if folder.is_dir())
-        doomed += tuple(self._abandoned())
+        old = [folder for folder in reversed(doomed) if folder.is_dir()]
+        doomed = tuple(dict.fromkeys(old + self._abandoned()))
         for folder in doomed:
             delete(self.layout, self.claim.sequence, folder)
         return doomed
