@@ -36,7 +36,7 @@ class Explained:
     origin: str
     """``user``, ``profile``, ``built-in``, or ``not set`` where absence has a meaning of its own."""
     place: str = ""
-    """File and line, for the user's own words."""
+    """File and line of the user's own words, the profile of its defaults."""
     reason: str = ""
 
 
@@ -86,6 +86,8 @@ def explained(job: ResolvedJob, document: YamlDocument | None = None) -> list[Ex
         if document is not None and origin == "user":
             line, _ = document.place(f"spec.{text}")
             place = f"{document.file}:{line}"
+        elif origin == "profile" and job.spec.profile_ref is not None:
+            place = f"defaults of {job.spec.profile_ref.name}"
         out.append(Explained(text, value, origin, place, reason))
     out += [Explained(text, None, "not set", "", reason) for text, reason in _later(job.spec)]
     order = {name: at for at, name in enumerate(fields(JobSpec))}
@@ -148,7 +150,7 @@ def _print_table(job: ResolvedJob, values: list[Explained]) -> None:
     style = {"user": "bold", "profile": "cyan", "built-in": "dim", "not set": "yellow"}
     table = Table(title=f"{job.namespace}/{job.name}", title_justify="left", box=None)
     for heading in ("field", "value", "origin", "reason"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in {"field", "origin"})
     for value in values:
         cells = (value.field, _shown(value), value.origin, value.reason or value.place)
         table.add_row(*(Text(cell, style[value.origin]) for cell in cells))

@@ -50,10 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--namespace-label",
         metavar="KEY=VALUE",
+        type=_label,
         action="append",
         default=[],
         help="a label of the job's namespace, for the profiles' selectors",
     )
+
+
+def _label(text: str) -> str:
+    """Return a label as it was written, or leave with 2."""
+    if not text.partition("=")[0] or "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return text
 
 
 def load_profiles(files: Sequence[str], own: Sequence[YamlDocument] = ()) -> Profiles:

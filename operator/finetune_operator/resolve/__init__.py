@@ -100,7 +100,9 @@ def _merged(user: Mapping[str, Any], profile: Profile | None) -> tuple[Merged, t
         if "profileRef" not in merged.data:
             merged = merged.filled(("profileRef", "name"), profile.name)
             reason = "the default profile of the cluster"
-            chosen += (Chosen(field="profileRef.name", value=profile.name, reason=reason),)
+            chosen += (
+                Chosen(field="profileRef.name", value=cut(profile.name, 250), reason=reason),
+            )
         merged, fitted = ceilings.fit(merged, profile)
         chosen += fitted
     merged, filled = builtin.fill(merged)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,10 +18,29 @@ from finetune_operator.resolve.paths import Path, look, path_text
 from finetune_operator.resolve.profiles import Profile
 from finetune_operator.resolve.wording import cut, quoted
 
+LONGEST_DEADLINE = 10**9
+"""Bound of ``activeDeadlineSeconds``."""
+
 
 def glob_matches(pattern: str, text: str) -> bool:
-    """Tell whether text matches a pattern in which ``*`` stands for any text, slashes included."""
-    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text, re.DOTALL) is not None
+    """Tell whether text matches a pattern in which ``*`` stands for any text, slashes included.
+
+    Looks at each part once, so that no pattern takes long.
+    """
+    first, *others = pattern.split("*")
+    if not others:
+        return pattern == text
+    *inner, last = others
+    at = len(first)
+    if not text.startswith(first) or len(text) < at + len(last) or not text.endswith(last):
+        return False
+    end = len(text) - len(last)
+    for part in inner:
+        found = text.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
 
 
 def uris(spec: JobSpec) -> Iterator[tuple[str, str]]:
@@ -248,7 +266,7 @@ def fit(merged: Merged, profile: Profile) -> tuple[Merged, tuple[Chosen, ...]]:
         if around is not None and not isinstance(around, dict):
             return
         merged = merged.filled(path, value)
-        reason = f"the most that profile {profile.name} allows (limits.{limit})"
+        reason = cut(f"the most that profile {profile.name} allows (limits.{limit})", 500)
         chosen.append(Chosen(field=path_text(path), value=str(value), reason=reason))
 
     for path, most, usual, name in (
@@ -270,6 +288,6 @@ def fit(merged: Merged, profile: Profile) -> tuple[Merged, tuple[Chosen, ...]]:
     deadlines = _deadlines(limits, accelerators)
     if deadlines:
         seconds, name = min(deadlines)
-        if seconds >= 1:
-            choose(("activeDeadlineSeconds",), seconds, name)
+        # A limit below a second allows no job at all: over_limits says so of this one second.
+        choose(("activeDeadlineSeconds",), max(1, min(seconds, LONGEST_DEADLINE)), name)
     return merged, tuple(chosen)

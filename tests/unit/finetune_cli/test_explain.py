@@ -55,7 +55,7 @@ def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
         ["training.learningRate", "2e-4", "built-in", "the usual value for sft with lora"],
         ["training.epsilon", "1e-8", "built-in"],
         ["training.warmupSteps", "10", "user", "bot.yaml:11"],
-        ["training.weightDecay", "0.1", "profile"],
+        ["training.weightDecay", "0.1", "profile", "defaults of small"],
         ["training.precision", "fp32", "built-in", "the ranks compute on the CPU"],
         ["parallelism.ddp", "{}", "built-in", "one rank has nothing to divide"],
         ["resources.accelerator.device", "cpu", "user", "bot.yaml:13"],
@@ -133,7 +133,10 @@ def test_a_refused_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_file_with_two_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job, other = FILE.split("---\n", maxsplit=1)[0], FILE.split("---\n", maxsplit=1)[0].replace("bot", "cat")
+    job, other = (
+        FILE.split("---\n", maxsplit=1)[0],
+        FILE.split("---\n", maxsplit=1)[0].replace("bot", "cat"),
+    )
     (tmp_path / "two.yaml").write_text(f"{job}---\n{other}", encoding="utf-8")
     assert main(["explain", "two.yaml"]) == 10
     assert capsys.readouterr().err == (

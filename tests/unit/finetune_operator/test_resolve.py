@@ -853,6 +853,11 @@ def test_a_star_crosses_slashes_and_nothing_else_is_special() -> None:
     assert not glob_matches("hf://Qwen/*", "hf://QwenX/Qwen2.5-7B")
     assert not glob_matches("hf://Qwen2.5", "hf://Qwen2x5")
     assert not glob_matches("finetune-*", "a-finetune-b")
+    assert glob_matches("a*b*c", "a-b-b-c")
+    assert not glob_matches("a*b*c", "a-c-b")
+    assert not glob_matches("ab*ba", "aba")
+    assert glob_matches("ab*ba", "abba")
+    assert not glob_matches("*a" * 200 + "b", "a" * 1000)
     assert glob_matches("[a]?", "[a]?")
     assert not glob_matches("[a]?", "ab")
 
@@ -985,6 +990,25 @@ def test_a_default_of_ours_is_brought_below_the_limit() -> None:
         "14400",
         "the most that profile shared allows (limits.acceleratorHours)",
     )
+
+
+def test_no_hours_of_accelerators_at_all() -> None:
+    [(field, code, message, _)] = refused(job(), [profile({"limits": {"acceleratorHours": 0}})])
+    assert (field, code) == ("spec.activeDeadlineSeconds", "over-limit")
+    assert message == (
+        "spec.activeDeadlineSeconds is 1 (1s); profile shared allows at most 0 (0s) "
+        "(limits.acceleratorHours)"
+    )
+
+
+def test_a_limit_beyond_what_a_deadline_can_say() -> None:
+    resolved = resolve(job(), [profile({"limits": {"acceleratorHours": 1e9}})])
+    assert resolved.spec.active_deadline_seconds == 1_000_000_000
+
+
+def test_a_profile_with_a_name_that_is_none() -> None:
+    [(field, code, _, _)] = refused(job(), [profile({}, "x" * 1000)])
+    assert (field, code) == ("spec.profileRef.name", "too-long")
 
 
 def test_hours_of_accelerators_do_not_bind_a_job_without_any() -> None:
