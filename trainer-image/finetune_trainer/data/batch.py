@@ -102,7 +102,7 @@ def _indivisible(batch: int, limits: Limits) -> Problem:
     unit = limits.unit
     near = sorted({max(unit, batch // unit * unit), (batch // unit + 1) * unit})
     return Problem(
-        code="batch-not-divisible",
+        code="world-divides",
         message=f"global batch {batch} cannot be shared by {_ranks(limits)}",
         fix=f"set training.globalBatchSize to {' or '.join(map(str, near))}",
         field="spec.training.globalBatchSize",

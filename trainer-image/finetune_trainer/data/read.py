@@ -182,7 +182,7 @@ def _line_row(file: DataFile, line: int, raw: bytes | None) -> Row | None:
     if not raw.strip():
         return None
     try:
-        return Row(file.shown, line, json.loads(raw.decode()))
+        return Row(file.shown, line, json.loads(raw.rstrip().decode()))
     except UnicodeDecodeError as error:
         return _not_utf8(file, line, error.start + 1)
     except (ValueError, RecursionError) as error:
