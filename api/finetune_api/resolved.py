@@ -78,8 +78,9 @@ class Attempt(Document):
     micro_batch_size: Annotated[int, Field(ge=1)]
     """The choice of preparation, or half of it after an out-of-memory."""
     known: CheckpointRef | None = None
-    """The newest checkpoint that status saw verified. Where nothing at or after it is usable, the
-    attempt ends with 15 instead of starting at step 0."""
+    """The newest checkpoint that status saw verified. Where it is found damaged, the one before it
+    is used and the claim says so. Where it is gone without a trace and nothing newer is usable, or
+    nothing is usable at all, the attempt ends with 15 instead of starting at step 0."""
 
     @property
     def world_size(self) -> int:

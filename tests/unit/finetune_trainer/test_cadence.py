@@ -99,6 +99,31 @@ def test_a_step_is_never_saved_twice() -> None:
     assert not cadence.due()
 
 
+def test_by_the_clock_it_asks_once_for_each_save() -> None:
+    clock = Clock()
+    cadence = Cadence(Checkpoint(max_lost_work="10s"), clock=clock)
+    clock.now += 20
+    cadence.step_ended(1)
+    assert [cadence.due(), cadence.due()] == [True, False]
+    clock.now += 20
+    cadence.step_ended(2)
+    assert not cadence.due()
+    cadence.saved(2, 0.0)
+    clock.now += 20
+    cadence.step_ended(3)
+    assert [cadence.due(), cadence.due()] == [True, False]
+
+
+def test_loading_is_no_work_that_could_be_lost() -> None:
+    clock = Clock()
+    cadence = Cadence(Checkpoint(max_lost_work="60s"), clock=clock)
+    clock.now += 300
+    cadence.begin()
+    clock.now += 2
+    cadence.step_ended(1)
+    assert not cadence.due()
+
+
 @given(
     lost=st.integers(1, 3600),
     overhead=st.floats(0.01, 0.9),

@@ -1,8 +1,8 @@
 """When to save: as often as ``maxLostWork`` asks for, as seldom as ``maxOverhead`` demands.
 
-Rank 0 alone looks at a clock. It asks ``due()`` at every step and puts the answer into the
+Rank 0 alone looks at a clock. It asks ``due()`` at every micro-batch and puts the answer into the
 agreement that signals use (an asynchronous maximum over all ranks), so that all ranks save the same
-step; ``saved(seconds)`` after each save.
+step; ``saved(...)`` after each save. A fixed cadence is a matter of counting, on every rank alike.
 """
 
 from __future__ import annotations
@@ -35,9 +35,14 @@ class Cadence:
         self._spec, self._clock = spec, clock
         self._lost = parse_duration(spec.max_lost_work)
         self._saved_step = self._step = step
-        self._since = self._last = clock()
         self._save_seconds = 0.0
         self._step_seconds = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Count from now on: nothing was trained before."""
+        self._since = self._last = self._clock()
+        self._asked = False
 
     def step_ended(self, step: int) -> None:
         """Note the end of an optimizer step and how long it took."""
@@ -48,15 +53,22 @@ class Cadence:
         self._step, self._last = step, now
 
     def due(self) -> bool:
-        """Tell whether the last ended step should be saved."""
+        """Tell whether the last ended step should be saved.
+
+        By the clock this is said once for each save: an answer that is under way to the other ranks
+        while they save would make them save again.
+        """
         if self._step <= self._saved_step:
             return False
         if self._spec.every_steps is not None:
             return self._step - self._saved_step >= self._spec.every_steps
+        if self._asked:
+            return False
         wait = pause(self._save_seconds, self._step_seconds, self._lost, self._spec.max_overhead)
-        return self._clock() - self._since >= wait
+        self._asked = self._clock() - self._since >= wait
+        return self._asked
 
     def saved(self, step: int, took: float) -> None:
         """Note that ``step`` was saved just now, in ``took`` seconds."""
         self._saved_step, self._save_seconds = step, took
-        self._since = self._last = self._clock()
+        self.begin()

@@ -101,6 +101,10 @@ class Signals(TrainerCallback):  # type: ignore[misc]
         clock_decides = self._every_steps is None and self.checkpoints.gang.leads
         return SAVE if clock_decides and self._cadence.due() else NOTHING
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The first step begins: work that could be lost is counted from here."""
+        self._cadence.begin()
+
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Inside an accumulation: stop if all agree; the partial accumulation is thrown away."""
         if self.poll():
