@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.problem import Problem
@@ -64,8 +64,6 @@ def training_arguments(config: StageConfig, folder: Path) -> TrainingArguments:
     """Return the arguments of the job; ``folder`` is for what transformers may want to write.
 
     Saving, evaluating and reporting are driven by our callbacks, never by the library's strategies.
-    DeepSpeed on the CPU: with ``use_cpu`` the library would quietly run without DeepSpeed, so there
-    the device comes from the environment (``launch.settings``).
 
     Raises:
         StageError: batches that do not divide, or a precision that the device has not (10).
@@ -78,11 +76,7 @@ def training_arguments(config: StageConfig, folder: Path) -> TrainingArguments:
     cpu = spec.resources.accelerator.device == "cpu"
     _check_precision(config, cpu)
     plan = schedule(training, choices.total_steps)
-    deepspeed = deepspeed_config(spec)
-    late_bf16 = training.precision == "bf16" and cpu and deepspeed is not None
-    if late_bf16 and deepspeed is not None:
-        deepspeed["bf16"]["enabled"] = "auto"
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=attempt.micro_batch_size,
         per_device_eval_batch_size=spec.evaluation.batch_size or attempt.micro_batch_size,
@@ -100,19 +94,19 @@ def training_arguments(config: StageConfig, folder: Path) -> TrainingArguments:
         adam_epsilon=training.epsilon,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        bf16=training.precision == "bf16" and not late_bf16,
+        bf16=training.precision == "bf16",
         fp16=training.precision == "fp16",
         neftune_noise_alpha=training.neftune_alpha,
         torch_compile=training.compile,
         average_tokens_across_devices=True,
         seed=training.seed,
         data_seed=training.seed,
-        use_cpu=cpu and deepspeed is None,
+        use_cpu=cpu,
         ddp_backend="gloo" if cpu else None,
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         ddp_timeout=COLLECTIVE_TIMEOUT,
-        deepspeed=deepspeed,
+        deepspeed=deepspeed_config(spec),
         dataloader_num_workers=0 if cpu else 2,
         dataloader_persistent_workers=not cpu,
         dataloader_pin_memory=not cpu,
@@ -127,19 +121,6 @@ def training_arguments(config: StageConfig, folder: Path) -> TrainingArguments:
         disable_tqdm=True,
         skip_memory_metrics=True,
     )
-    if late_bf16:
-        _enable_bf16_late(arguments)
-    return arguments
-
-
-def _enable_bf16_late(arguments: Any) -> None:
-    """Turn on bf16 for DeepSpeed on the CPU: at construction the library asks for a GPU."""
-    import torch
-
-    arguments.bf16 = True
-    arguments.mixed_precision = "bf16"
-    arguments.hf_deepspeed_config.config["bf16"] = {"enabled": True}
-    arguments.hf_deepspeed_config._dtype = torch.bfloat16
 
 
 def _check_precision(config: StageConfig, cpu: bool) -> None:

@@ -52,6 +52,18 @@ def deepspeed_config(spec: JobSpec) -> dict[str, Any] | None:
     }
 
 
+def begin_deepspeed_on_cpu() -> None:
+    """Make the process group that exists known to DeepSpeed, which ZeRO-3 needs to load a model.
+
+    On an accelerator accelerate does it. DeepSpeed is kept from compiling its shared-memory
+    collectives: that takes a compiler and a minute on every new machine, and gloo does the same.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+
+
 def engine_in_force(model: Any, world_size: int) -> str:
     """Return the engine that a wrapped model really runs under: ddp, zero-1 .. zero-3, or none.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune_api.exit_codes import ExitCode
 from finetune_api.names import Layout
 from finetune_api.reports import TerminationReport
 from finetune_api.resolved import StageConfig
@@ -35,7 +36,10 @@ def rank_main(config_file: str, ends: str) -> None:
     folder = Path(ends)
     (folder / f"{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
     config = StageConfig.model_validate_json(Path(config_file).read_bytes())
-    code = run(config, listener, rank, folder)
+    try:
+        code = run(config, listener, rank, folder)
+    except errors.Signalled:  # in the moment in which another end was being written
+        code = int(ExitCode.SIGNALLED)
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -53,12 +57,13 @@ def run(config: StageConfig, listener: Listener, rank: int, ends: Path) -> int:
 
         ending = train(config, listener, facts, ends, log)
     except BaseException as error:
-        ending = errors.ending_of(error)
-        if listener.heard and listener.interruptible:
-            ending = errors.ending_of(errors.Signalled())
-        listener.interruptible = False
-        errors.log_traceback(error, log)
-    listener.interruptible = False
+        nothing_to_save = listener.interruptible
+        listener.uninterruptible()
+        asked = listener.heard and nothing_to_save
+        ending = errors.ending_of(errors.Signalled() if asked else error)
+        if ending.exit_code != ExitCode.SIGNALLED:
+            errors.log_traceback(error, log)
+    listener.uninterruptible()
     report = TerminationReport(
         stage="train",
         job_uid=config.job.uid,

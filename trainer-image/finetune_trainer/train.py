@@ -61,6 +61,8 @@ def train(
 
     # --- set up: devices and process group, claim, data, model, engine -------------------------
     args = arguments.training_arguments(config, scratch / "transformers")
+    if spec.parallelism.deepspeed is not None and args.device.type == "cpu":
+        parallelism.begin_deepspeed_on_cpu()
     check_world(args.world_size, attempt.world_size)
     gang, talk = gangs(args)
     furthest = furthest_step(layout, config.job.uid) if gang.leads else 0
