@@ -6,6 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+_ASCII = st.characters(codec="ascii")
+
 
 def from_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     """Return values of a schema; what is optional is left out about as often as not."""
@@ -18,6 +20,8 @@ def from_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         return _object(schema)
     if kind == "object":
         values = schema.get("additionalProperties")
+        if not values and "x-kubernetes-preserve-unknown-fields" not in schema:
+            return st.just({})
         inner = from_schema(values) if values else st.just(1)
         return st.dictionaries(st.sampled_from(["a", "b", "c"]), inner, max_size=3)
     if kind == "array":
@@ -36,7 +40,7 @@ def from_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     if kind == "boolean":
         return st.booleans()
     if "pattern" in schema:
-        return st.from_regex(schema["pattern"], fullmatch=True).filter(
+        return st.from_regex(schema["pattern"], fullmatch=True, alphabet=_ASCII).filter(
             lambda text: (
                 schema.get("minLength", 0) <= len(text) <= schema["maxLength"]
                 and not text.endswith("\n")
