@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
 import transformers
 
@@ -115,7 +114,7 @@ def train(
         every_steps=spec.checkpoint.every_steps,
         enter=enter,
         before_saving=finite.settle,
-        evaluation_of=lambda step: evaluation.of(step),
+        evaluation_of=lambda step: evaluation.of(step),  # noqa: PLW0108 - made below
     )
     collate = Collator(pad_token_id=tokenizer.pad_token_id, packing=choices.packing)
     evaluation = Evaluation(

@@ -37,7 +37,7 @@ def of(base: type[Any]) -> type[Any]:
     Its constructor takes ``parts`` beside the arguments of ``base``.
     """
 
-    class Trainer(base):  # type: ignore[misc, valid-type]
+    class Trainer(base):  # type: ignore[misc]
         """Transformers' loop with our data order, evaluation and checkpoints."""
 
         def __init__(self, *args: Any, parts: Parts, **kwargs: Any) -> None:
@@ -62,7 +62,7 @@ def of(base: type[Any]) -> type[Any]:
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
             metrics = self.parts.evaluation.run(self)
             handler = self.callback_handler
-            self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
+            handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -84,7 +84,7 @@ class Evaluation(TrainerCallback):  # type: ignore[misc]
         stop_now: Callable[[], bool],
         beat: Callable[[], None],
         enter: Callable[[Any], AbstractContextManager[None]],
-        save_best: Callable[[Any, dict[str, float]], None],
+        save_best: Callable[[Any, dict[str, float]], object],
         report: Callable[[int, dict[str, float]], None],
     ) -> None:
         """Without rows nothing is ever evaluated; ``stop_now`` is asked after every batch."""

@@ -49,7 +49,7 @@ class Finite:
         )
         host = torch.empty(2, dtype=torch.float32, pin_memory=True)
         host.copy_(pair, non_blocking=True)
-        arrived = torch.cuda.Event()
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
         self._flights.append(_Flight(step, host, arrived))
 
