@@ -37,6 +37,7 @@ lint: setup crds-check  ## style, types, imports between the packages, generated
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python docs/reference.py --check
 	@if command -v shellcheck >/dev/null; then shellcheck $(SHELL_SCRIPTS); \
 	else echo "shellcheck is not installed: shell scripts are only parsed"; \
 	for file in $(SHELL_SCRIPTS); do bash -n $$file; done; fi
