@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +13,15 @@ from finetune_api.names import MANIFEST
 from finetune_api.reports import TerminationReport
 from finetune_trainer.checkpoint import verify
 from harness.checkpoint_folders import contents, flip_byte
-from harness.trainer_runs import STEPS, Driver, Job, Run, make_job, trainer_driver
+from harness.trainer_runs import STEPS, Driver, Job, Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
-    with trainer_driver() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def killed(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Job:
+def killed(prepared: Job, driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A job that was killed after step 9, with checkpoints 4 and 8."""
-    job = make_job(tmp_path_factory.mktemp("killed"), "lora", "ddp")
+    job = prepared.copy(tmp_path_factory.mktemp("killed"))
     run = driver.start(job)
     run.until(job.reached(9), "step 9")
     run.kill()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,18 +22,11 @@ from harness.trainer_runs import (
     Driver,
     Job,
     make_job,
-    trainer_driver,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 JOBS = [pytest.param((m, e), id=f"{m}-{e}") for m in METHODS for e in ENGINES]
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
-    with trainer_driver() as made:
-        yield made
 
 
 @pytest.fixture(scope="module", params=JOBS)

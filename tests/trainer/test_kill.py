@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,20 +11,9 @@ import pytest
 from finetune_api.exit_codes import ExitCode
 from finetune_api.names import MANIFEST
 from harness.checkpoint_folders import contents
-from harness.trainer_runs import STEPS, Driver, Job, hold, make_job, release, trainer_driver, wakes
+from harness.trainer_runs import STEPS, Driver, Job, hold, release, wakes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
-    with trainer_driver() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return make_job(tmp_path_factory.mktemp("prepared"), "lora", "ddp")
 
 
 def test_one_rank_killed_ends_the_attempt(prepared: Job, driver: Driver, tmp_path: Path) -> None:

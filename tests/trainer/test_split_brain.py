@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from finetune_api.exit_codes import ExitCode
 from harness.checkpoint_folders import contents
-from harness.trainer_runs import Driver, Job, hold, make_job, release, trainer_driver
+from harness.trainer_runs import Driver, Job, hold, release
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
-    with trainer_driver() as made:
-        yield made
-
-
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return make_job(tmp_path, "lora", "ddp")
+def job(prepared: Job, tmp_path: Path) -> Job:
+    return prepared.copy(tmp_path)
 
 
 def of_the_newer(job: Job) -> dict[str, bytes]:
