@@ -391,6 +391,20 @@ CONTRADICTIONS: tuple[Rule, ...] = (
         good={"dataset": {"train": _one_source()}},
     ),
     Rule(
+        code="weight-of-validation",
+        field="@.weight",
+        each=("dataset.validation.sources",),
+        when=All(Has("@.weight"), Not(Eq("@.weight", 1.0))),
+        message="a weight says how often rows are trained; validation rows are not",
+        fix="leave weight out",
+        bad={
+            "dataset.validation": {
+                "sources": [{"uri": "pvc://datasets/validation.jsonl", "weight": 2.0}]
+            }
+        },
+        good={"dataset": {"train": _one_source(weight=2.0)}},
+    ),
+    Rule(
         code="preference-data-needs-preference-objective",
         field="@.format",
         each=SOURCES,

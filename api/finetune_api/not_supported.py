@@ -218,16 +218,6 @@ NOT_SUPPORTED: tuple[Rule, ...] = (
         {"dataset": {"train": [{"uri": "pvc://datasets/a.jsonl", "format": "ShareGPT"}]}},
         SOURCES,
     ),
-    _row(
-        "weight",
-        "@.weight",
-        All(Has("@.weight"), Not(Eq("@.weight", 1.0))),
-        "sources with a weight other than 1",
-        "leave weight out; repeat or shorten the file (maxRows) instead",
-        {"dataset": {"train": [{"uri": "pvc://datasets/a.jsonl", "weight": 0.5}]}},
-        {"dataset": {"train": [{"uri": "pvc://datasets/a.jsonl", "weight": 1.0}]}},
-        SOURCES,
-    ),
     _present(
         "fsdp",
         "parallelism.fsdp",

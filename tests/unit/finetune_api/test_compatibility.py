@@ -78,15 +78,15 @@ def test_each_offending_item_is_a_problem_of_its_own():
     spec = specimen({})
     spec["dataset"] = {
         "train": [
-            {"uri": "pvc://datasets/a.jsonl", "weight": 1},
-            {"uri": "pvc://datasets/b.jsonl", "weight": 2.5},
+            {"uri": "pvc://datasets/a.jsonl", "format": "Messages"},
+            {"uri": "pvc://datasets/b.jsonl", "format": "Text"},
         ],
-        "validation": {"sources": [{"uri": "pvc://datasets/c.jsonl", "weight": 0.5}]},
+        "validation": {"sources": [{"uri": "pvc://datasets/c.jsonl", "format": "Tokens"}]},
     }
 
     assert [(problem.code, problem.field) for problem in evaluate(spec)] == [
-        ("not-supported-weight", "spec.dataset.train[1].weight"),
-        ("not-supported-weight", "spec.dataset.validation.sources[0].weight"),
+        ("not-supported-format", "spec.dataset.train[1].format"),
+        ("not-supported-format", "spec.dataset.validation.sources[0].format"),
     ]
 
 
