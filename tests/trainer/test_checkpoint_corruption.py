@@ -13,7 +13,7 @@ from finetune_api.names import MANIFEST
 from finetune_api.reports import TerminationReport
 from finetune_trainer.checkpoint import verify
 from harness.checkpoint_folders import contents, flip_byte
-from harness.trainer_runs import STEPS, Driver, Job, Run
+from harness.trainer_runs import STEPS, Driver, Job, Run, hold
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -22,9 +22,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def killed(prepared: Job, driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A job that was killed after step 9, with checkpoints 4 and 8."""
     job = prepared.copy(tmp_path_factory.mktemp("killed"))
+    held = hold(job.layout.checkpoint(1, STEPS) / "trainer_state.json")  # it cannot reach its end
     run = driver.start(job)
     run.until(job.reached(9), "step 9")
     run.kill()
+    shutil.rmtree(held.parent)
     assert job.saved() == ["1/step-4", "1/step-8"]
     return job
 

@@ -62,18 +62,26 @@ def assert_same(job: Job, undisturbed: Job, resumed_from: int) -> None:
     assert len(first) >= resumed_from
 
 
+def stopped_within_an_epoch(prepared: Job, driver: Driver, root: Path) -> Job:
+    """A job that heard SIGTERM and stopped; a busy machine may need more than one try."""
+    for number in range(3):
+        job = prepared.copy(root / str(number))
+        run = driver.start(job)
+        run.until(job.reached(1), "step 1")
+        os.kill(run.pid, signal.SIGTERM)
+        assert run.wait() == 143, run.tail()
+        if len(job.samples()) % 6:
+            return job
+    raise AssertionError("three signals in a row were heard at the end of an epoch")
+
+
 def test_sigterm_in_the_middle_of_an_epoch(
     undisturbed: tuple[Job, Job], driver: Driver, tmp_path: Path
 ) -> None:
     prepared, ran = undisturbed
-    job = prepared.copy(tmp_path)
-    run = driver.start(job)
-    run.until(job.reached(1), "step 1")
-    os.kill(run.pid, signal.SIGTERM)
-    assert run.wait() == 143, run.tail()
+    job = stopped_within_an_epoch(prepared, driver, tmp_path)
     stopped = len(job.samples())
     assert 1 <= stopped < STEPS
-    assert stopped % 6, "the signal came at the end of an epoch"
     newest = job.saved()[-1]
     assert newest == f"1/step-{stopped}"
     manifest = (job.layout.checkpoints / newest / MANIFEST).read_text()
@@ -97,12 +105,13 @@ def test_sigkill_in_the_middle_of_a_step(
     run.until(job.reached(5), "step 5")
     run.kill()
     assert run.code == 137
-    assert job.saved() == ["1/step-4"]
+    newest = job.saved()[-1]
+    assert newest in ("1/step-4", "1/step-8")  # the second when this process was slow to kill
     finish(driver, job)
     claim = job.claim(2)
     assert claim.resumes_from is not None
-    assert claim.resumes_from.path == "checkpoints/1/step-4"
-    assert_same(job, ran, resumed_from=4)
+    assert claim.resumes_from.path == f"checkpoints/{newest}"
+    assert_same(job, ran, resumed_from=claim.resumes_from.step)
 
 
 def test_sigkill_in_the_middle_of_a_save(
