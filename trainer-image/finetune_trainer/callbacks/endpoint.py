@@ -73,7 +73,7 @@ class Endpoint:
         class Handler(BaseHTTPRequestHandler):
             timeout = 10
 
-            def do_GET(self) -> None:  # noqa: N802 - the name is the library's
+            def do_GET(self) -> None:
                 kind, make = answers.get(self.path.partition("?")[0], ("", bytes))
                 body = make()
                 if not kind or len(body) > LIMIT:

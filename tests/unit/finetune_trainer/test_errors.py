@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import errno
+import signal
+from pathlib import Path
+
+import pytest
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.problem import Problem, Refused
+from finetune_trainer import errors
+from finetune_trainer.errors import Signalled, StageError
+
+PROBLEM = Problem(code="some-code", message="what is wrong", fix="do this")
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's, which these tests do not import."""
+
+
+class DistBackendError(RuntimeError):
+    """Named as torch.distributed's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "problem"),
+    [
+        (StageError(ExitCode.GATE_NOT_MET, PROBLEM), 17, "some-code"),
+        (Refused(PROBLEM), 10, "some-code"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 12, "out-of-memory"),
+        (MemoryError(), 12, "out-of-memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+            12,
+            "out-of-memory",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), 14, "storage-full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 14, "storage-full"),
+        (
+            RuntimeError("Error: I/O error: No space left on device (os error 28)"),
+            14,
+            "storage-full",
+        ),
+        (DistBackendError("NCCL error: unhandled system error"), 20, "communication-lost"),
+        (
+            RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"),
+            20,
+            "communication-lost",
+        ),
+        (
+            ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+            20,
+            "communication-lost",
+        ),
+        (ValueError("no idea"), 1, "unexpected"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), 1, "unexpected"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 1, "unexpected"),
+    ],
+)
+def test_each_exception_has_its_code(error: Exception, code: int, problem: str) -> None:
+    ending = errors.ending_of(error)
+    assert ending.exit_code == code
+    assert [item.code for item in ending.problems] == [problem]
+    assert ending.problems[0].fix
+
+
+@pytest.mark.parametrize("error", [Signalled(), KeyboardInterrupt()])
+def test_a_signal_is_no_problem(error: BaseException) -> None:
+    ending = errors.ending_of(error)
+    assert (ending.exit_code, ending.problems) == (143, ())
+
+
+def test_the_cause_of_an_exception_counts() -> None:
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as inner:
+            raise RuntimeError("while saving") from inner
+    except RuntimeError as outer:
+        assert errors.ending_of(outer).exit_code == 14
+
+
+def test_an_unexpected_end_shows_its_last_line_and_no_traceback() -> None:
+    ending = errors.ending_of(KeyError("first\nsecond"))
+    assert ending.message == "KeyError: 'first\\nsecond'"
+    assert errors.ending_of(ValueError("first\nsecond")).message == "ValueError: first"
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"),
+    [
+        ([], 0),
+        ([0, 0], 0),
+        ([143, 143], 143),
+        ([143, 20], 20),
+        ([20, 137, 143], 137),
+        ([137, 12], 12),
+        ([143, 13], 13),
+        ([20, 21], 21),
+        ([1, 20], 1),
+        ([11, 10, 143], 10),
+        ([99, 143], 99),
+    ],
+)
+def test_one_code_names_the_cause_of_all(codes: list[int], worst: int) -> None:
+    assert errors.worst(codes) == worst
+
+
+@pytest.mark.parametrize(
+    ("returned", "code"),
+    [
+        (0, 0),
+        (12, 12),
+        (143, 143),
+        (-signal.SIGKILL, 137),
+        (-signal.SIGTERM, 143),
+        (-signal.SIGSEGV, 1),
+        (255, 1),
+    ],
+)
+def test_return_codes_become_codes_of_the_contract(returned: int, code: int) -> None:
+    assert errors.exit_code_of(returned) == code
+
+
+def test_every_code_of_the_contract_has_a_precedence() -> None:
+    assert sorted(errors.PRECEDENCE) == sorted(ExitCode)
+
+
+def test_a_problem_is_shown_with_place_code_and_fix() -> None:
+    problem = Problem(
+        code="no-assistant-turn",
+        message="no assistant turn",
+        fix="add the answer",
+        file="train.jsonl",
+        line=41,
+    )
+    assert errors.rendered(problem) == (
+        "train.jsonl:41 error no assistant turn [no-assistant-turn]\n    fix: add the answer"
+    )
+
+
+def test_tracebacks_go_to_the_log_only(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "train-1-0.log"
+    try:
+        raise ValueError("no idea")
+    except ValueError as error:
+        errors.log_traceback(error, log)
+    text = log.read_text()
+    assert "Traceback (most recent call last)" in text
+    assert text.endswith("ValueError: no idea\n")
+
+
+def test_a_log_that_cannot_be_written_hides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    errors.log_traceback(ValueError("no idea"), tmp_path / "logs" / "x.log")
