@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_api.quantity import format_bytes
+from finetune_api.quantity import format_bytes, format_duration
 from finetune_api.reports import PrepareReport
 from finetune_api.resolved import Chosen, ResolvedJob
 from finetune_api.status import (
@@ -21,6 +21,7 @@ from finetune_api.status import (
     Phase,
     ResolvedRef,
     Resume,
+    Summary,
 )
 from finetune_operator.observed import Observed
 from finetune_operator.plan.attempt import micro_batch
@@ -54,17 +55,20 @@ def derive(
     s = Situation(job, ledger, observed, now)
     before = previous or JobStatus()
     child = s.child
+    dated = _dated(conditions(s, step), before, observed.live.generation, text_of(now))
+    progress = _progress(s, before)
     facts = {name: getattr(ledger, name) for name in Ledger.model_fields}
     return JobStatus(
         **facts,
         phase=phase(s),
+        summary=_summary(s, dated, progress),
         observed_generation=observed.live.generation,
-        conditions=_dated(conditions(s, step), before, observed.live.generation, text_of(now)),
+        conditions=dated,
         resolved=before.resolved or ResolvedRef(digest=job.digest),
         trainer_image=job.trainer_image[:512],
         backend=observed.kinds.train,
         trainer_status=child.platform_status[:64] if child else before.trainer_status,
-        progress=_progress(s, before),
+        progress=progress,
         dataset=_dataset(observed.report) or before.dataset,
         memory=_memory(s) or before.memory,
         chosen=_chosen(s) or before.chosen,
@@ -256,6 +260,43 @@ def _progress(s: Situation, before: JobStatus) -> JobProgress | None:
         loss=seen.loss,
         tokens_per_second=seen.tokens_per_second,
         eta_seconds=seen.eta_seconds,
+    )
+
+
+_EXPLAINED_BY: dict[Phase, ConditionType] = {
+    "Preparing": "Prepared",
+    "Queued": "Queued",
+    "Recovering": "Recovering",
+    "Suspended": "Suspended",
+    "Failed": "Failed",
+}
+"""The condition whose reason says more than the phase does."""
+
+
+def _summary(s: Situation, dated: tuple[Condition, ...], progress: JobProgress | None) -> Summary:
+    """Return the words of the columns; a phase that explains itself has no reason."""
+    now, spec = phase(s), s.job.spec
+    wanted = _EXPLAINED_BY.get(now)
+    reasons = [condition.reason for condition in dated if condition.type == wanted]
+    done, loss, eta = "", "", ""
+    if progress is not None and progress.total_steps:
+        done = f"{100 * progress.step // progress.total_steps}%"
+        loss = f"{progress.loss:.3f}"[:32] if progress.loss is not None else ""
+        if now == "Running" and progress.eta_seconds is not None:
+            eta = format_duration(progress.eta_seconds)
+    child, gpus = s.alive, None
+    if s.stage == "train" and child is not None and child.active_since is not None:
+        gpus = spec.resources.nodes * spec.resources.accelerator.per_node or None
+    methods = [name for name in type(spec.method).model_fields if getattr(spec.method, name)]
+    return Summary(
+        reason=reasons[0] if reasons else "",
+        progress=done,
+        loss=loss,
+        eta=eta,
+        gpus=gpus,
+        restarts=max(0, s.ledger.attempt - 1) or None,
+        model=spec.model.uri.rstrip("/").rpartition("/")[2][:256],
+        method=methods[0] if methods else "",
     )
 
 

@@ -20,10 +20,10 @@ from finetune_operator.steps import Step, Wait
 
 ACCOUNTS: tuple[Callable[[Situation], Situation], ...] = (
     finish.retried,
+    prepare.first,
     recovery.learned,
     recovery.ended,
     recovery.told_to_stop,
-    prepare.first,
 )
 """Each brings one kind of news into the ledger."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from harness.ledger_checks import check_ledger
 from harness.scenarios import SCENARIOS, Scenario
 from harness.simulation import Simulation

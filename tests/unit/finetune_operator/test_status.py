@@ -1,0 +1,153 @@
+"""Phases, conditions and columns over the life of a job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from finetune_api.reports import Progress
+from finetune_api.status import JobStatus, Ledger
+from finetune_operator.observed import ChildState, Live, Observed, ProcessEnd, Waiting
+from finetune_operator.plan import account, plan
+from finetune_operator.status import derive
+from harness.simulation import START, make_choices, make_job, ref
+from harness.stage_config import UID
+
+JOB = make_job()
+
+
+class Life:
+    """A job whose status is derived at each look, as an executor does."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.status = JobStatus()
+        self.now = START
+
+    def look(self, *children: ChildState, **more: object) -> JobStatus:
+        seen = replace(
+            Observed(live=Live.of(JOB.spec), children=children, choices=make_choices()), **more
+        )
+        self.ledger = account(JOB, self.ledger, seen, self.now)
+        step = plan(JOB, self.ledger, seen, self.now)
+        self.status = derive(JOB, self.ledger, seen, step, self.now, self.status)
+        self.now += timedelta(seconds=60)
+        return self.status
+
+    def condition(self, type_: str) -> tuple[str, str, str]:
+        found = next(c for c in self.status.conditions if c.type == type_)
+        return found.status, found.reason, found.message
+
+
+def ended(name: str, code: int, **more: object) -> ChildState:
+    end = ProcessEnd(name=f"{name}-worker-0", at=START, exit_code=code, **more)  # type: ignore[arg-type]
+    return ChildState(name=name, uid=name, ends=(end,), over=True, ran=True, active_since=START)
+
+
+def test_a_job_that_is_preempted_once() -> None:
+    life = Life()
+    assert life.look().phase == "Pending"
+    assert (
+        life.look(ChildState("tiny-prepare", "tiny-prepare", running=1, ran=True)).phase
+        == "Preparing"
+    )
+    assert life.condition("Prepared")[:2] == ("False", "Preparing")
+    assert life.look(ended("tiny-prepare", 0)).phase == "Starting"
+    assert life.condition("Prepared")[:2] == ("True", "DataReady")
+
+    queued = ChildState("tiny-1", "a1", waiting=Waiting("WaitingForRoom", "8 GPUs wanted, 2 free"))
+    assert life.look(queued).phase == "Queued"
+    assert life.condition("Queued") == ("True", "WaitingForRoom", "8 GPUs wanted, 2 free")
+    assert life.status.summary.reason == "WaitingForRoom"
+
+    running = ChildState("tiny-1", "a1", running=1, ran=True, active_since=START)
+    seen = Progress(
+        job_uid=UID, attempt=1, claim=1, step=27, total_steps=60, loss=1.0321, eta_seconds=1320
+    )
+    assert life.look(running, progress=seen).phase == "Running"
+    summary = life.status.summary
+    assert (summary.progress, summary.loss, summary.eta) == ("45%", "1.032", "22m")
+    assert summary.restarts is None
+    assert life.condition("Queued")[0] == "False"
+
+    saved = (
+        replace(seen, step=30)
+        if not isinstance(seen, Progress)
+        else seen.model_copy(update={"step": 30, "checkpoint": ref(1, 30)})
+    )
+    gone = ended("tiny-1", 143, reason="DisruptionTarget", message="for default/urgent")
+    status = life.look(replace(gone, uid="a1"), progress=saved)
+    assert status.phase == "Recovering"
+    assert (status.summary.reason, status.summary.restarts) == ("BackOff", 1)
+    assert life.condition("Running") == (
+        "False",
+        "Preempted",
+        "attempt 1 stopped at step 30: the processes were told to make room; for default/urgent;"
+        " checkpoint 30 is saved and verified",
+    )
+    assert life.condition("Recovering") == (
+        "True",
+        "BackOff",
+        "attempt 2 will resume from step 30",
+    )
+
+    assert life.look(ChildState("tiny-2", "a2", running=1, ran=True, active_since=START)).phase == (
+        "Running"
+    )
+    assert life.condition("Recovering") == (
+        "False",
+        "Recovered",
+        "attempt 2 resumed from step 30",
+    )
+    assert life.look(replace(ended("tiny-2", 0), uid="a2")).phase == "Publishing"
+    assert life.look(ended("tiny-publish", 0)).phase == "Succeeded"
+    for type_ in ("Succeeded", "Finished"):
+        assert life.condition(type_)[0] == "True"
+    assert life.condition("Running")[:2] == ("False", "Trained")
+
+
+def test_a_condition_keeps_the_time_of_its_last_change() -> None:
+    life = Life()
+    life.look()
+    first = life.status.conditions[0]
+    life.look(ChildState("tiny-prepare", "tiny-prepare", running=1, ran=True))
+    assert life.status.conditions[0].last_transition_time == first.last_transition_time
+    times = {c.type: c.last_transition_time for c in life.status.conditions}
+    assert times["Prepared"] == "2026-01-01T00:00:00Z"
+    life.look(ended("tiny-prepare", 0))
+    assert {c.type: c.last_transition_time for c in life.status.conditions}["Prepared"] == (
+        "2026-01-01T00:02:00Z"
+    )
+
+
+def test_nothing_changes_where_nothing_happened() -> None:
+    life = Life()
+    running = ChildState("tiny-prepare", "tiny-prepare", running=1, ran=True)
+    life.look()
+    once = life.look(running)
+    assert life.look(running) == once
+
+
+def test_a_failed_job_says_why_and_what_to_do() -> None:
+    life = Life()
+    life.look()
+    status = life.look(ended("tiny-prepare", 11), choices=None)
+    assert (status.phase, status.summary.reason) == ("Failed", "InvalidData")
+    assert life.condition("Failed") == (
+        "True",
+        "InvalidData",
+        "the training data cannot be used; exit code 11 [invalid-data] fix: correct the rows that"
+        " the preparation's report names",
+    )
+
+
+def test_a_halved_micro_batch_is_said() -> None:
+    life = Life()
+    life.look()
+    life.look(ended("tiny-prepare", 0))
+    life.look(ended("tiny-1", 12))
+    row = next(row for row in life.status.chosen if row.field == "training.microBatchSize")
+    assert row.value == "2"
+    assert row.reason == (
+        "was 4; halved after memory ran out (1 of 2 times), the global batch stays 8"
+    )
