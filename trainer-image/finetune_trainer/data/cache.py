@@ -23,7 +23,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -276,21 +276,26 @@ def locked(prepared: Path, fingerprint: str, waiting: Callable[[], None]) -> Ite
     The lock is the kernel's (flock), so that it ends with the process that held it.
     """
     prepared.mkdir(parents=True, exist_ok=True)
-    path = folder_of(prepared, fingerprint).with_suffix(".lock")
-    with path.open("a", encoding="utf-8") as handle:
-        told = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in {errno.EAGAIN, errno.EACCES}:
-                    raise
-            if not told:
-                told = True
-                waiting()
-            time.sleep(0.2)
+    with _lock_file(folder_of(prepared, fingerprint)).open("a", encoding="utf-8") as handle:
+        if not _taken(handle):
+            waiting()
+            while not _taken(handle):
+                time.sleep(0.2)
         yield
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_suffix(".lock")
+
+
+def _taken(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.EAGAIN, errno.EACCES}:
+            return False
+        raise
+    return True
 
 
 def verified(folder: Path, fingerprint: str) -> PreparedManifest | None:
@@ -312,16 +317,25 @@ def verified(folder: Path, fingerprint: str) -> PreparedManifest | None:
 def staged(prepared: Path, fingerprint: str) -> Iterator[Path]:
     """Give an empty folder to write to; call ``commit`` on it, or it is removed.
 
-    To be used under the lock: what an earlier process left half-written is removed here.
+    To be used under the lock: what earlier processes left half-written is removed here.
     """
     final = folder_of(prepared, fingerprint)
     folder = final.with_suffix(".partial")
     shutil.rmtree(folder, ignore_errors=True)
+    _sweep(prepared)
     folder.mkdir(parents=True)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(prepared: Path) -> None:
+    """Remove what processes that were killed left of other fingerprints: nobody holds their lock."""
+    for folder in prepared.glob("*.partial"):
+        with _lock_file(folder).open("a", encoding="utf-8") as handle:
+            if _taken(handle):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def commit(folder: Path, final: Path, manifest: PreparedManifest) -> None:

@@ -154,7 +154,7 @@ def _fingerprint(
             "method": spec.method.to_json(),
             "attention": spec.model.attention,
             "limits": [
-                limits.epochs,
+                float(limits.epochs),  # 3 and 3.0 are one job
                 limits.max_steps,
                 limits.global_batch,
                 limits.unit,
