@@ -47,10 +47,9 @@ def resolve(
     misshapen = validation.shape({} if spec is None else spec, "spec")
     if misshapen:
         raise Refused(*problems, *misshapen)
-    written = spec or {}
-    empty = validation.empties(JobSpec, written)
+    user = spec or {}
+    empty = validation.empties(JobSpec, user)
     problems += empty
-    user = validation.without_nulls(JobSpec, written)
 
     profile: Profile | None = None
     refusal: tuple[Problem, ...] = ()
@@ -91,8 +90,7 @@ def _merged(user: Mapping[str, Any], profile: Profile | None) -> tuple[Merged, t
     """Return the three layers as one, with what was chosen."""
     merged = Merged()
     if profile is not None:
-        defaults = validation.without_nulls(JobSpec, profile.spec.defaults)
-        defaults.pop("profileRef", None)
+        defaults = {k: v for k, v in profile.spec.defaults.items() if k != "profileRef"}
         merged = merged.over(defaults, "profile")
     merged = merged.over(user, "user")
     chosen: tuple[Chosen, ...] = ()

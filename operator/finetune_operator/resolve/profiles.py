@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_api.document import Document
 from finetune_api.job import JobSpec
 from finetune_api.names import ANNOTATION_DEFAULT_PROFILE
 from finetune_api.problem import Problem, Refused
@@ -38,7 +39,7 @@ def read_profile(data: Any) -> Profile:
     spec = {} if spec is None else spec
     name = look(data, "metadata", "name")
     problems = profile_problems(data)
-    parsed = ProfileSpec() if problems else validation.parse(ProfileSpec, _pruned(spec))
+    parsed = ProfileSpec() if problems else validation.parse(ProfileSpec, spec)
     if isinstance(parsed, list):
         problems, parsed = parsed, ProfileSpec()
     return Profile(
@@ -59,27 +60,22 @@ def profile_problems(data: Any) -> list[Problem]:
         return found
     own = {name: value for name, value in spec.items() if name != "defaults"}
     found = validation.empties(ProfileSpec, own)
-    parsed = validation.parse(ProfileSpec, validation.without_nulls(ProfileSpec, own))
-    if isinstance(parsed, list):
-        found += parsed
+    found += _but_hidden(validation.parse(ProfileSpec, own), found)
     defaults = spec.get("defaults", {})
     misshapen = validation.shape(defaults, "spec.defaults")
     if misshapen:
         return found + misshapen
     found += validation.empties(JobSpec, defaults, "spec.defaults")
-    part = validation.parse(JobSpec, validation.without_nulls(JobSpec, defaults), "spec.defaults")
-    if isinstance(part, list):
-        # A profile says a part of a job; what it leaves out is the user's to write.
-        found += [problem for problem in part if problem.code != "missing-field"]
-    return found
+    part = _but_hidden(validation.parse(JobSpec, defaults, "spec.defaults"), found)
+    # A profile says a part of a job; what it leaves out is the user's to write.
+    return found + [problem for problem in part if problem.code != "missing-field"]
 
 
-def _pruned(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a profile's spec without names that have nothing behind them."""
-    pruned: dict[str, Any] = validation.without_nulls(ProfileSpec, spec)
-    if "defaults" in pruned:
-        pruned["defaults"] = validation.without_nulls(JobSpec, pruned["defaults"])
-    return pruned
+def _but_hidden(parsed: Document | list[Problem], found: Sequence[Problem]) -> list[Problem]:
+    """Return what a model refuses, without the fields that were said already."""
+    said = {problem.field for problem in found}
+    refused = parsed if isinstance(parsed, list) else []
+    return [problem for problem in refused if problem.field not in said]
 
 
 def choose_profile(

@@ -11,7 +11,7 @@ from finetune_api import synonyms
 from finetune_api.document import Document
 from finetune_api.problem import Problem
 from finetune_operator.resolve import schema, wording
-from finetune_operator.resolve.paths import Path, deeper_than, look, path_text, under
+from finetune_operator.resolve.paths import Path, deeper_than, path_text, under
 
 Model = TypeVar("Model", bound=Document)
 
@@ -36,7 +36,7 @@ def parse(model: type[Model], data: Any, root: str = "spec") -> Model | list[Pro
         if branch:
             branches.add(path)
     return [
-        _problem(model, data, path, items, root)
+        _problem(model, path, items, root)
         for path, items in grouped.items()
         if not (path in branches and any(_inside(path, other) for other in grouped))
     ]
@@ -71,7 +71,6 @@ def _path_of(item: Mapping[str, Any], data: Any) -> tuple[Path, bool]:
 
 def _problem(
     model: type[Document],
-    data: Any,
     path: Path,
     items: list[Mapping[str, Any]],
     root: str,
@@ -81,7 +80,7 @@ def _problem(
     kind = items[0]["type"]
     value = items[0].get("input")
     if kind == "extra_forbidden":
-        return unknown_field(model, data, path, root)
+        return unknown_field(model, path, root)
     if kind == "missing":
         return missing(model, path, root)
     if len(items) > 1 and all(item["type"] in wording.TYPES for item in items):
@@ -99,7 +98,7 @@ def _problem(
     return wording.describe(items[0], where, str(path[-1]) if path else root)
 
 
-def unknown_field(model: type[Document], data: Any, path: Path, root: str) -> Problem:
+def unknown_field(model: type[Document], path: Path, root: str) -> Problem:
     """Return the problem of a name that the contract does not have, with what was meant."""
     where = under(root, path)
     return Problem(
@@ -206,22 +205,6 @@ def _nulls(data: Any, path: Path = ()) -> Iterator[Path]:
             yield from _nulls(value, (*path, at))
 
 
-def without_nulls(model: type[Document], data: Any, path: Path = ()) -> Any:
-    """Return raw data without names that have nothing behind them.
-
-    An unknown name stays, so that it is refused as unknown.
-    """
-    if isinstance(data, Mapping):
-        return {
-            key: without_nulls(model, value, (*path, key))
-            for key, value in data.items()
-            if value is not None or not schema.known(model, (*path, key))
-        }
-    if isinstance(data, list):
-        return [without_nulls(model, value, (*path, at)) for at, value in enumerate(data)]
-    return data
-
-
 def shape(data: Any, root: str) -> list[Problem]:
     """Return what is wrong with data before any model looks at it: no mapping, or too deep."""
     if not isinstance(data, Mapping):
@@ -235,6 +218,4 @@ def shape(data: Any, root: str) -> list[Problem]:
                 fix="remove what no field of the job needs",
             )
         ]
-    if not all(isinstance(key, str) for key in look(data) or {}):
-        return [wording.wrong_type(root, list(data), "a section whose names are text")]
     return []

@@ -700,6 +700,27 @@ def test_a_broken_profile_hurts_only_those_who_use_it() -> None:
     ]
 
 
+def test_names_with_nothing_behind_them_are_said_once() -> None:
+    change = {"training": None, "model": {"uri": None}, "dataset": {"train": [None]}}
+    assert [(field, code) for field, code, _, _ in refused(job(change))] == [
+        ("spec.dataset.train[0]", "empty-value"),
+        ("spec.model.uri", "empty-value"),
+        ("spec.training", "empty-section"),
+    ]
+    from finetune_operator.resolve import profile_problems
+
+    preset = {
+        "limits": None,
+        "platform": {"images": {"trainer": None}},
+        "defaults": {"model": None},
+    }
+    assert [(p.field, p.code) for p in profile_problems(profile(preset))] == [
+        ("spec.limits", "empty-section"),
+        ("spec.platform.images.trainer", "empty-value"),
+        ("spec.defaults.model", "empty-section"),
+    ]
+
+
 # --- what a profile allows ------------------------------------------------------------------------
 
 ASK = "or ask who runs the cluster to allow it"
