@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,19 @@ def test_a_full_volume_ends_with_14_and_older_checkpoints_stay(
     assert contents(job.layout.checkpoint(1, 4)) == older
     assert not folder.exists(), "the room of the save that failed was not given back"
     assert os.path.exists("/dev/full")
+
+
+def test_ranks_do_not_outlive_their_supervisor(
+    prepared: Job, driver: Driver, tmp_path: Path
+) -> None:
+    job = prepared.copy(tmp_path)
+    run = driver.start(job)
+    run.until(job.reached(1), "the first step")
+    pids = run.ranks()
+    assert len(pids) == 2
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() == ExitCode.KILLED
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []

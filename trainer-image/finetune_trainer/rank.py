@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +31,11 @@ class Facts:
         self.values |= values
 
 
-def rank_main(config_file: str, ends: str) -> None:
+def rank_main(config_file: str, ends: str, supervisor: int) -> None:
     """Run one rank; ends the process with its exit code unless that is 0."""
     listener = Listener()
     listener.install()
+    die_with(supervisor)
     rank = int(os.environ.get("RANK", "0"))
     folder = Path(ends)
     (folder / f"{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
@@ -45,6 +49,25 @@ def rank_main(config_file: str, ends: str) -> None:
         sys.stderr.flush()
         # Not sys.exit: destructors of a process group that lost a peer may wait for it.
         os._exit(code)
+
+
+def die_with(supervisor: int) -> None:
+    """End this process as soon as its supervisor is gone: nobody would collect how it ended.
+
+    The supervisor is not our parent (ranks are forked from a process beside it), so the kernel's
+    own signal on the death of a parent does not tell. A thread waits on it and costs nothing.
+    """
+    try:
+        descriptor = os.pidfd_open(supervisor)
+    except ProcessLookupError:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return
+
+    def wait() -> None:
+        select.select([descriptor], [], [])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="supervisor-watch", daemon=True).start()
 
 
 def run(config: StageConfig, listener: Listener, rank: int, ends: Path) -> int:

@@ -165,7 +165,7 @@ def _launch(
         shutdown_timeout=config.job.spec.checkpoint.grace_period_seconds + SLACK,
     )
     try:
-        elastic_launch(launched, rank_main)(str(config_file), str(ends))
+        elastic_launch(launched, rank_main)(str(config_file), str(ends), os.getpid())
     except ChildFailedError as error:
         return [errors.exit_code_of(failure.exitcode) for failure in error.failures.values()]
     return [int(ExitCode.DONE)]
