@@ -69,7 +69,7 @@ def fill(merged: Merged) -> tuple[Merged, tuple[Chosen, ...]]:
             merged = merged.filled(path, value)
             chosen.append(Chosen(field=path_text(path), value=spelled(value), reason=reason))
 
-    if not merged.data.get("objective"):
+    if merged.data.get("objective") is None:
         choose(("objective", "sft"), {}, "the usual objective")
     method = only(merged.data.get("method"), LEARNING_RATE)
     objective = only(merged.data.get("objective"), LEARNING_RATE["full"])

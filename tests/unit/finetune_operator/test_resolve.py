@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from finetune_api.compatibility import RULES
 from finetune_api.problem import Problem, Refused
 from finetune_api.resolved import Chosen, ResolvedJob
+from finetune_api.rule import Rule, specimen
 from finetune_operator.resolve import resolve
 
 MINIMAL: dict[str, Any] = {
@@ -1057,3 +1059,12 @@ def test_a_problem_is_a_problem() -> None:
             fix="write r: 8 or r: 16; higher learns more and needs more memory",
         ),
     )
+
+
+# --- the rules between fields ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_every_rule_is_held(rule: Rule) -> None:
+    assert rule.code in [code for _, code, _, _ in refused(job(specimen(rule.bad)))]
+    assert resolve(job(specimen(rule.good))).name == "bot"
