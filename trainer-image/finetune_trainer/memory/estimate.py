@@ -115,7 +115,7 @@ def estimate(config: StageConfig, length: int) -> Estimate:
         fixed, each = formula(config, counts, length)
         return Estimate(held(spec, counts), fixed, each, process, "formula")
     each = max(0, two.peak - one.peak)
-    mask = 3 * length * length  # packed documents: a mask of booleans, and its 16-bit form
+    mask = 2 * length * length  # accelerators keep a mask in 16 bits beside the traced booleans
     return Estimate(held(spec, one.counts), max(0, one.peak - each), each + mask, process, "traced")
 
 

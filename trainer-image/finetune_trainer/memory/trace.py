@@ -7,6 +7,7 @@ on a laptop. A dispatch mode counts the bytes of the storages that are alive.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -123,7 +124,11 @@ def fake_model(config: StageConfig) -> Any:
 
 
 def step_peak(model: Any, config: StageConfig, micro_batch: int, length: int) -> int:
-    """Return the peak bytes of one forward and backward pass, beside weights and gradients."""
+    """Return the peak bytes of one forward and backward pass, beside weights and gradients.
+
+    Each sequence is two packed documents, where the architecture can tell them apart: the mask
+    between them is what padding needs as well.
+    """
     import torch
 
     storages = LiveStorages()
@@ -137,10 +142,20 @@ def step_peak(model: Any, config: StageConfig, micro_batch: int, length: int) ->
     cast = half is not None and not config.job.spec.parallelism.deepspeed
     with counting(storages):
         ids = torch.zeros(micro_batch, length, dtype=torch.long)
+        inputs = {"input_ids": ids, "labels": ids}
+        if "position_ids" in inspect.signature(_plain(model).forward).parameters:
+            half_length = -(-length // 2)
+            positions = torch.arange(length) % half_length
+            inputs["position_ids"] = positions.expand(micro_batch, length)
         with torch.autocast("cpu", dtype=half or torch.bfloat16, enabled=cast):
-            loss = model(input_ids=ids, labels=ids).loss
+            loss = model(**inputs).loss
         loss.backward()
     return storages.peak
+
+
+def _plain(model: Any) -> Any:
+    """Return the model itself, without peft around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def arithmetic(config: StageConfig) -> torch.dtype | None:
