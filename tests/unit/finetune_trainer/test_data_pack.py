@@ -53,6 +53,16 @@ def test_packing_follows_from_the_seed(lengths, seed):
     assert bins_of(one) == bins_of(two)
 
 
+def test_parts_are_packed_like_the_whole(monkeypatch):
+    from finetune_trainer.data import pack as module
+
+    lengths = np.r_[np.full(500, 90), np.full(5000, 10)]  # the long ones come first
+    monkeypatch.setattr(module, "PART", 600)
+    bins = pack(lengths, 100, seed=5)
+    assert sorted(bins.members.tolist()) == list(range(5500))
+    assert {int(lengths[part].sum()) for part in bins_of(bins)} == {100}
+
+
 def test_another_seed_gives_another_order():
     lengths = np.full(40, 10)
     assert bins_of(pack(lengths, 20, 1)) != bins_of(pack(lengths, 20, 2))
