@@ -156,7 +156,7 @@ def test_lora_is_merged_proved_and_described(published_once: Trained) -> None:
     settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "pvc://models/tiny"
     card = (folder / "README.md").read_text()
-    assert "pvc://models/tiny, fine-tuned with lora (r 4, alpha 8.0" in card
+    assert "pvc://models/tiny, fine-tuned with lora (r 4, alpha 8," in card
     page = (folder / "report.html").read_text()
     assert "<polyline" in page and "<script" not in page and "http" not in page
     assert (lora.root / "workspace" / "reports" / "report.html").read_text() == page
@@ -217,6 +217,16 @@ def test_an_output_is_never_overwritten(lora: Trained) -> None:
         "an output is never overwritten"
     )
     assert [p.name for p in target.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize(
+    "values", [{"layerReplication": [[0, 2], [1, 2]]}, {"loraBias": True, "dropout": 0}]
+)
+def test_an_adapter_that_cannot_be_merged_is_said_early(lora: Trained, values: Any) -> None:
+    (problem,) = publish.check_output(lora.config(method={"lora": values}))
+    assert (problem.code, problem.fix) == ("merge-not-possible", "set output.merge: false")
+    alone = lora.config(method={"lora": values}, output={"merge": False})
+    assert publish.check_output(alone) == []
 
 
 def test_the_output_of_another_job_is_left_alone(published_once: Trained) -> None:

@@ -115,12 +115,12 @@ def _prepare(config: StageConfig, found: dict[str, Any]) -> None:
 
     ``found`` gets the fields of the report as they become known.
     """
-    from finetune_trainer import fetch, methods
+    from finetune_trainer import fetch, methods, publish
 
     spec = config.job.spec
     rows = read_dataset(config)
     model = fetch.materialise(config)
-    unmatched = methods.check_targets(config)
+    unmatched = methods.check_targets(config) or publish.check_output(config)
     if unmatched:
         raise StageError(ExitCode.INVALID_CONFIG, *unmatched)
     data = prepared_data(config, rows, model.digest, model.tokenizer_digest)

@@ -18,6 +18,7 @@ from finetune_api.problem import Problem, Refused
 from finetune_api.reports import CompletionManifest, PrepareReport, Verification
 from finetune_api.resolved import StageConfig
 from finetune_api.source import parse_uri
+from finetune_trainer import methods
 from finetune_trainer.checkpoint import durable
 from finetune_trainer.errors import StageError
 from finetune_trainer.export import card, merge, report, verify
@@ -105,11 +106,12 @@ def check_output(config: StageConfig) -> list[Problem]:
     except StageError as error:
         problems += error.problems
     spec = config.job.spec
-    if spec.output.merge and spec.method.lora and spec.method.lora.layer_replication:
+    reason = _unmergeable(config) if spec.output.merge else ""
+    if reason:
         problems.append(
             Problem(
                 code="merge-not-possible",
-                message="layerReplication lets layers share weights, so the adapter cannot be merged",
+                message=f"{reason}, so the adapter cannot be merged",
                 fix="set output.merge: false",
                 field="spec.output.merge",
             )
@@ -117,6 +119,20 @@ def check_output(config: StageConfig) -> list[Problem]:
     if spec.evaluation.gate and config.choices and not config.choices.validation_sequences:
         problems.append(_unmeasured(spec.evaluation.gate.metric))
     return problems
+
+
+def _unmergeable(config: StageConfig) -> str:
+    """Return why an adapter cannot become part of the base; empty: it can."""
+    lora = config.job.spec.method.lora
+    if lora is None:
+        return ""
+    if lora.layer_replication:
+        return "layerReplication lets layers share weights"
+    if not lora.lora_bias:
+        return ""
+    biased = (m for m in methods.structure(config).modules() if getattr(m, "lora_bias", None))
+    bare = any(getattr(m.get_base_layer(), "bias", None) is None for m in biased)
+    return "loraBias adds a bias to layers that have none" if bare else ""
 
 
 def published(config: StageConfig, target: Path) -> CompletionManifest | None:

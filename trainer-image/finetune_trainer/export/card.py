@@ -114,11 +114,18 @@ def _method(method: dict[str, Any]) -> str:
     """Return the method and what was set, as in ``lora (r 8, alpha 32, ...)``."""
     kind, values = next(iter(method.items()))
     listed = ", ".join(
-        f"{name} {value if isinstance(value, str | int | float) else json.dumps(value)}"
+        f"{name} {_short(value)}"
         for name, value in values.items()
         if value is not None and value is not False
     )
     return f"{kind} ({listed})" if listed else kind
+
+
+def _short(value: Any) -> str:
+    """Return a value as people write it: 32, not 32.0."""
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if isinstance(value, int | float) else json.dumps(value)
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
