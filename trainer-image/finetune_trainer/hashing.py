@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.checkpoint import durable
+
 CHUNK = 1 << 22
 
 
@@ -43,34 +45,15 @@ def hashes_of(files: list[Path], cache: Path) -> dict[Path, str]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace a JSON file as a whole: temporary file, fsync, rename, fsync of the folder."""
+    """Replace a JSON file as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(data, stream, indent=1, ensure_ascii=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    durable.replace(path, text.encode())
 
 
 def sync_tree(folder: Path) -> None:
     """Flush every file and folder below ``folder``."""
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
-            handle = os.open(Path(root, name), os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        sync_folder(Path(root))
+            durable.flush_file(Path(root, name))
+        durable.flush_folder(Path(root))

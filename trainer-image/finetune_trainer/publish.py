@@ -26,7 +26,7 @@ from finetune_trainer.export.clean import logits_of
 from finetune_trainer.export.prompts import Proof, proof
 from finetune_trainer.export.select import Selected, select
 from finetune_trainer.fetch import locate, tokenizer_files, tokenizer_folder
-from finetune_trainer.hashing import sha256_of, sync_folder, sync_tree, write_json
+from finetune_trainer.hashing import sha256_of, sync_tree, write_json
 from finetune_trainer.model import attention, load_model_config, load_tokenizer, model_folder
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def commit(staging: Path, target: Path) -> None:
     if target.exists():
         raise _refused("output-exists", f"{target.name} appeared meanwhile", "publish again")
     staging.rename(target)
-    sync_folder(target.parent)
+    durable.flush_folder(target.parent)
 
 
 # --- what ----------------------------------------------------------------------------------------
