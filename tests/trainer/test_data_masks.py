@@ -370,6 +370,22 @@ def test_byte_level_tokens_with_trimmed_offsets(tmp_path, offset, content):
     assert trained == [f"{content}<|im_end|>", f"{content}  <|im_end|>"]
 
 
+def test_token_ids_are_those_of_the_library(tmp_path):
+    from transformers import AutoTokenizer
+
+    from harness.tiny_model import make_tiny_model
+
+    tokenizer = AutoTokenizer.from_pretrained(make_tiny_model(tmp_path / "model"))
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.enable_padding(length=400)
+    encoder = Encoder(tokenizer, load_template(None, tokenizer), 256, "Truncate", False)
+    (document,) = encoded(encoder, SYSTEM).documents
+    messages = [message.to_template() for message in SYSTEM]
+    expected = tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"]
+    assert len(expected) > 50
+    assert document.ids.tolist() == expected
+
+
 def test_templates_of_many_models_agree_with_their_marked_variants():
     """TRL ships templates with markers beside the originals: both ways must find the same text."""
     from importlib.resources import files

@@ -262,7 +262,7 @@ class PreparedDataset:
 def _mapped(path: Path, dtype: str) -> Array:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r")
+    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)  # the subclass is slow to index
 
 
 def _range(ends: Array, index: int) -> slice:

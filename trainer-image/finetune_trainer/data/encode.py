@@ -105,19 +105,11 @@ class Encoder:
         return [render(self.template, turn, "LastAssistant") for turn in kept]
 
     def _tokenised(self, texts: list[str]) -> Iterator[tuple[Ids, Any]]:
-        if not texts:
-            return
-        out = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            truncation=False,
-            padding=False,
-        )
-        for ids, offsets in zip(out["input_ids"], out["offset_mapping"], strict=True):
-            yield np.asarray(ids, dtype=np.uint32), offsets
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()  # a tokenizer file may bring its own
+        backend.no_padding()
+        for found in backend.encode_batch(texts, add_special_tokens=False):
+            yield np.asarray(found.ids, dtype=np.uint32), found.offsets
 
     @cached_property
     def prefix(self) -> Ids:
