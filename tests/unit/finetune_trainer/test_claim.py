@@ -91,6 +91,19 @@ def test_a_higher_claim_fences(tmp_path: Path) -> None:
     assert "claim 1 was superseded by claim 2" in caught.value.problems[0].message
 
 
+def test_a_higher_claim_fences_even_when_one_way_of_looking_misses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(tmp_path)
+    for _ in range(3):
+        take(layout)
+    layout.claim(2).unlink()
+    assert claims.newer(layout, 1)  # by the listing
+    monkeypatch.setattr(claims, "sequences", lambda _: [1])
+    take(layout)  # a listing from a cache: number 2 is tried, and it is free
+    assert claims.newer(layout, 1)  # by name
+
+
 def test_a_claim_cut_short_by_a_crash_still_fences_and_keeps_its_number(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     take(layout)
