@@ -227,7 +227,7 @@ def _train(job: Job) -> None:
     job.wait("end of the training", lambda: bool(job.status().get("trained")), show)
     progress = job.progress()
     _check(progress["step"] == progress["totalSteps"], f"ended at step {progress['step']}")
-    show(last=True)
+    show()
 
 
 def _claim(job: Job, number: int) -> dict[str, Any] | None:
@@ -251,16 +251,16 @@ class Meter:
         self._job = job
         self._shown: set[tuple[int, int]] = set()
 
-    def __call__(self, last: bool = False) -> None:
+    def __call__(self) -> None:
         """Show where the training is, unless that was shown before."""
         progress = self._job.progress()
         step, loss = progress.get("step", 0), progress.get("loss")
         key = (progress.get("attempt", 0), step // 10)
-        if not step or loss is None or (key in self._shown and not last):
+        if not step or loss is None or key in self._shown:
             return
         self._shown.add(key)
         eta = progress.get("etaSeconds")
-        left = f"  ETA {_duration(eta)}" if eta and not last else ""
+        left = f"  ETA {_duration(eta)}" if eta else ""
         _say(f"step {step}/{progress['totalSteps']}  loss {loss:.2f}{left}")
 
 
