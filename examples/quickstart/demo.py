@@ -351,7 +351,7 @@ def _fail(message: str) -> NoReturn:
 
 def _short(answer: str) -> str:
     line = " ".join(answer.split())
-    return line if len(line) <= 110 else line[:107] + "..."
+    return line if len(line) <= 84 else line[:81] + "..."
 
 
 def _relative(path: Path) -> str:
