@@ -102,7 +102,6 @@ def training_arguments(config: StageConfig, folder: Path) -> TrainingArguments:
         seed=training.seed,
         data_seed=training.seed,
         use_cpu=cpu,
-        ddp_backend="gloo" if cpu else None,
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         ddp_timeout=COLLECTIVE_TIMEOUT,

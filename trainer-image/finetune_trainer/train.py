@@ -20,7 +20,7 @@ from finetune_api.names import Layout
 from finetune_api.problem import Problem
 from finetune_api.reports import Progress
 from finetune_api.resolved import StageConfig
-from finetune_trainer import arguments, losses, methods, model, parallelism, trainer_class
+from finetune_trainer import arguments, losses, masks, methods, model, parallelism, trainer_class
 from finetune_trainer.callbacks.cadence import Cadence
 from finetune_trainer.callbacks.evaluation import Evaluation
 from finetune_trainer.callbacks.finite import Finite
@@ -72,6 +72,8 @@ def train(
     data = datasets(config, gang)
     tokenizer = model.load_tokenizer(config)
     network = methods.apply(model.load_model(config), config)
+    if start.folder is not None:
+        restore.method_state(network, config, start.folder)
     # Counting operations walks over all parameters at every micro-batch; nobody reads it.
     network.floating_point_ops = lambda *_, **__: 0
 
@@ -157,8 +159,9 @@ def train(
     done_before = start.resume is not None and start.resume.step >= choices.total_steps
     try:
         if not done_before:
-            trainer.train(resume_from_checkpoint=str(start.folder) if start.folder else None)
-            finish(trainer, facts)
+            with masks.decided_on_host(choices.packing):
+                trainer.train(resume_from_checkpoint=str(start.folder) if start.folder else None)
+                finish(trainer)
     finally:
         watchdog.stop()
         clock.switch("saving")
@@ -177,10 +180,18 @@ def train(
     reporter.update(phase="done")
     if dist.is_initialized():
         dist.destroy_process_group()
-    return Ending(int(ExitCode.DONE), f"{choices.total_steps} steps done")
+    step = int(facts.values["step"])
+    if step < choices.total_steps:
+        stale = evaluation.standing.stale
+        return Ending(
+            int(ExitCode.DONE),
+            f"stopped early at step {step} of {choices.total_steps}: no improvement in "
+            f"{stale} evaluations",
+        )
+    return Ending(int(ExitCode.DONE), f"{step} steps done")
 
 
-def finish(trainer: Any, facts: Facts) -> None:
+def finish(trainer: Any) -> None:
     """Evaluate and save the last step, unless all ranks agreed to stop."""
     parts = trainer.parts
     signals, evaluation = parts.signals, parts.evaluation

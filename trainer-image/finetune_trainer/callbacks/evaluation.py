@@ -23,6 +23,7 @@ from finetune_trainer.checkpoint import rng
 from finetune_trainer.checkpoint.gang import Gang
 from finetune_trainer.errors import StageError
 from finetune_trainer.losses import IGNORED, token_losses, trained_tokens
+from finetune_trainer.masks import drop_needless_mask
 
 STATE_KEY = "finetune-evaluation"
 """In ``TrainerState.stateful_callbacks``, which every checkpoint carries."""
@@ -198,6 +199,7 @@ class Evaluation(TrainerCallback):  # type: ignore[misc]
             part = own[number * self._batch_size : (number + 1) * self._batch_size]
             batch = self._collate([self._rows[index] for index in part or [0]])
             batch.pop("sample_ids", None)
+            drop_needless_mask(batch)
             if not part:
                 batch["labels"] = torch.full_like(batch["labels"], IGNORED)
             yield batch

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_trainer.masks import drop_needless_mask
+
 
 class Meter:
     """Counts the batches of the step under way, and tokens since the last reading."""
@@ -27,6 +29,7 @@ class Meter:
                 self.sample_ids.extend(ids.tolist())
             mask = batch.get("attention_mask")
             self._tokens += batch["input_ids"].numel() if mask is None else int(mask.numpy().sum())
+            drop_needless_mask(batch)
 
     def read(self) -> int:
         """Return the tokens since the last reading."""

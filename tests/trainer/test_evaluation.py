@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.names import Layout
+from finetune_trainer.callbacks.evaluation import Standing
+from harness.prepared_job import prepared_job, progress, train_here, values
+
+FAST = {
+    "method": {"lora": None, "full": {}},
+    "training": {"learningRate": 1e-2, "lrScheduler": "constant", "warmupSteps": 0},
+}
+
+
+def note(standing: Standing, step: int, loss: float, min_delta: float = 0.0) -> bool:
+    return standing.note(step, {"loss": loss}, min_delta)
+
+
+def test_the_best_is_that_of_a_trained_model() -> None:
+    standing = Standing()
+    assert not note(standing, 0, 1.0), "the model before training is no candidate"
+    assert note(standing, 10, 2.0)
+    assert not note(standing, 20, 2.0)
+    assert note(standing, 30, 1.5)
+    assert (standing.best_step, standing.best_loss) == (30, 1.5)
+    assert standing.before == {"loss": 1.0}
+    assert standing.latest == {"loss": 1.5}
+
+
+def test_patience_counts_evaluations_without_an_improvement() -> None:
+    standing = Standing()
+    counts = []
+    for step, loss in enumerate([2.0, 1.9, 1.85, 1.7, 1.7, 1.69]):
+        note(standing, step * 10, loss, min_delta=0.09)
+        counts.append(standing.stale)
+    assert counts == [0, 0, 1, 0, 1, 2]
+
+
+def test_no_improvement_stops_early_with_a_final_checkpoint(tmp_path: Path) -> None:
+    """Random tokens cannot be learnt: the loss on held-out ones only grows."""
+    spec = {**FAST, "evaluation": {"earlyStopping": {"patience": 2}}}
+    config = prepared_job(tmp_path, spec, steps=40, evaluate_every=2)
+    outcome = train_here(config, tmp_path / "scratch")
+    assert outcome.code == 0
+    evaluations = values(config, "evaluation")
+    last = max(evaluations)
+    assert last < 40
+    assert evaluations[last]["loss"] >= min(entry["loss"] for entry in evaluations.values())
+    assert progress(config).step == last
+    assert (Layout(Path(config.mounts.workspace)).checkpoint(1, last) / "manifest.json").is_file()
+    assert outcome.message == f"stopped early at step {last} of 40: no improvement in 2 evaluations"
+
+
+def test_rows_are_limited_and_batches_change_nothing(tmp_path: Path) -> None:
+    found: list[Any] = []
+    for number, evaluation in enumerate(({"batchSize": 1}, {"batchSize": 4}, {"maxRows": 2})):
+        root = tmp_path / str(number)
+        config = prepared_job(root, {"evaluation": evaluation}, steps=1)
+        assert train_here(config, root / "scratch").code == 0
+        found.append(values(config, "evaluation")[0])
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-6)
+    assert found[0]["tokens"] == found[1]["tokens"]
+    assert found[2]["tokens"] < found[0]["tokens"]
+
+
+def test_training_is_not_changed_by_evaluating(tmp_path: Path) -> None:
+    weights = []
+    for every in (1, 100):
+        root = tmp_path / str(every)
+        config = prepared_job(root, steps=4, evaluate_every=every, dropout=0.1)
+        assert train_here(config, root / "scratch").code == 0
+        folder = Layout(Path(config.mounts.workspace)).checkpoint(1, 4)
+        weights.append((folder / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
