@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetune_trainer.data import packing_proof
 from finetune_trainer.data.collate import Collator
 from finetune_trainer.data.packing_proof import largest_difference, prove
 from harness.stage_config import make_config
@@ -85,7 +86,7 @@ def test_losses_and_gradients_are_the_sum_of_the_documents(folder, attention):
                 logits, batch["labels"][:, 1:].reshape(-1), ignore_index=-100, reduction="sum"
             )
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
         return total, torch.cat(gradients)
 
@@ -109,6 +110,35 @@ def test_the_proof_holds_for_llama_and_lora(folder, tmp_path):
     proof = prove(make_config(tmp_path, "prepare"))
     assert proof.holds
     assert proof.reason.startswith("packed and unpacked losses agree to ")
+
+
+def test_a_comparison_that_could_not_see_a_leak_proves_nothing(folder, tmp_path, monkeypatch):
+    (tmp_path / "volumes" / "models").mkdir(parents=True)
+    (tmp_path / "volumes" / "models" / "tiny").symlink_to(folder)
+
+    def deaden(model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1e-3)
+
+    monkeypatch.setattr(packing_proof, "enliven", deaden)
+    proof = prove(make_config(tmp_path, "prepare"))
+    assert not proof.holds
+    assert proof.reason.endswith("too little to be seen")
+
+
+def test_layers_that_mix_neighbours_without_attention_are_found(tmp_path):
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    path = tmp_path / "volumes" / "models" / "tiny"
+    config = Lfm2Config(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=64, layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    Lfm2ForCausalLM(config).save_pretrained(path)
+    proof = prove(make_config(tmp_path, "prepare", {"method": {"lora": None, "full": {}}}))
+    assert not proof.holds
+    assert proof.reason.startswith("documents of one sequence see each other in this model")
 
 
 def test_the_proof_fails_for_an_architecture_that_ignores_positions(tmp_path):
