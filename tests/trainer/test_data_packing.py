@@ -127,8 +127,8 @@ def test_a_comparison_that_could_not_see_a_leak_proves_nothing(folder, tmp_path,
     assert proof.reason.endswith("too little to be seen")
 
 
-def test_layers_that_mix_neighbours_without_attention_are_found(tmp_path):
-    from transformers import Lfm2Config, Lfm2ForCausalLM
+def test_layers_that_mix_neighbours_without_attention_are_found(folder, tmp_path):
+    from transformers import AutoTokenizer, Lfm2Config, Lfm2ForCausalLM
 
     path = tmp_path / "volumes" / "models" / "tiny"
     config = Lfm2Config(
@@ -136,20 +136,22 @@ def test_layers_that_mix_neighbours_without_attention_are_found(tmp_path):
         num_key_value_heads=2, intermediate_size=64, layer_types=["conv", "full_attention"],
     )  # fmt: skip
     Lfm2ForCausalLM(config).save_pretrained(path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(path)
     proof = prove(make_config(tmp_path, "prepare", {"method": {"lora": None, "full": {}}}))
     assert not proof.holds
     assert proof.reason.startswith("documents of one sequence see each other in this model")
 
 
-def test_the_proof_fails_for_an_architecture_that_ignores_positions(tmp_path):
-    from transformers import BloomConfig, BloomForCausalLM
+def test_the_proof_fails_for_an_architecture_that_ignores_positions(folder, tmp_path):
+    from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
 
     path = tmp_path / "volumes" / "models" / "tiny"
     config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)
     BloomForCausalLM(config).save_pretrained(path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(path)
     proof = prove(make_config(tmp_path, "prepare", {"method": {"lora": None, "full": {}}}))
     assert not proof.holds
-    assert proof.reason
+    assert proof.reason.startswith("documents of one sequence see each other in this model")
 
 
 def test_the_proof_fails_for_learnt_positions_that_run_on(tmp_path):

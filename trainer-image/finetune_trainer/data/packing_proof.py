@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune_api.problem import Refused
 from finetune_api.resolved import StageConfig
 from finetune_trainer.data.collate import IGNORED, Collator
 
@@ -38,6 +39,8 @@ def prove(config: StageConfig) -> Proof:
         model = _model(config)
         difference = largest_difference(model)
         leak = largest_difference(model, joined=True)
+    except Refused:
+        raise
     except Exception as error:  # any architecture or method may fail in its own way
         return Proof(False, f"it could not be proved: {type(error).__name__}: {error!s:.200}")
     if not leak >= VISIBLE:
