@@ -159,8 +159,8 @@ def test_a_fake_step_takes_what_a_real_step_takes(tmp_path: Path, changes: dict[
     config = make_config(tmp_path, "prepare", changes)
     real = methods.apply(model.load_model(config), config).train()
     measured = trace.step_peak(real, config, 2, 256)
-    traced = trace.trace(config, 2, 256)
-    assert traced.peak == pytest.approx(measured, rel=0.01)
+    traced = trace.trace(config, 256, (2,))
+    assert traced.peaks == pytest.approx((measured,), rel=0.01)
     assert traced.counts == methods.counts(real)
 
 

@@ -108,15 +108,16 @@ def estimate(config: StageConfig, length: int) -> Estimate:
     cuda = spec.resources.accelerator.device == "cuda"
     process = CUDA_CONTEXT if cuda else CPU_PROCESS
     try:
-        one, two = trace(config, 1, length), trace(config, 2, length)
+        traced = trace(config, length, (1, 2))
     except Exception as error:  # whatever an architecture does that fake tensors cannot
         log.warning("the step cannot be traced (%s); memory is estimated by formula", error)
         counts = methods.counts(methods.structure(config))
         fixed, each = formula(config, counts, length)
         return Estimate(held(spec, counts), fixed, each, process, "formula")
-    each = max(0, two.peak - one.peak)
+    one, two = traced.peaks
+    each = max(0, two - one)
     mask = 2 * length * length  # accelerators keep a mask in 16 bits beside the traced booleans
-    return Estimate(held(spec, one.counts), max(0, one.peak - each), each + mask, process, "traced")
+    return Estimate(held(spec, traced.counts), max(0, one - each), each + mask, process, "traced")
 
 
 def formula(config: StageConfig, counts: methods.Counts, length: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,10 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class Traced:
-    """What one traced step says."""
+    """What traced steps say."""
 
-    peak: int
-    """Bytes at the peak of forward and backward, beside weights and gradients."""
+    peaks: tuple[int, ...]
+    """Bytes at the peak of forward and backward, beside weights and gradients, by micro-batch."""
     counts: methods.Counts
 
 
@@ -82,8 +82,8 @@ def counting(storages: LiveStorages) -> Iterator[None]:
         yield
 
 
-def trace(config: StageConfig, micro_batch: int, length: int) -> Traced:
-    """Return the memory of one forward and backward pass of ``micro_batch`` full sequences.
+def trace(config: StageConfig, length: int, micro_batches: Sequence[int]) -> Traced:
+    """Return the memory of one forward and backward pass, for each number of full sequences.
 
     Gradients exist already, as they do from the second micro-batch on. Raises whatever an
     architecture raises that cannot run without data (routers that look at values).
@@ -92,7 +92,8 @@ def trace(config: StageConfig, micro_batch: int, length: int) -> Traced:
 
     with FakeTensorMode():
         model = fake_model(config)
-        return Traced(step_peak(model, config, micro_batch, length), methods.counts(model))
+        peaks = tuple(step_peak(model, config, micro, length) for micro in micro_batches)
+        return Traced(peaks, methods.counts(model))
 
 
 def fake_model(config: StageConfig) -> Any:
