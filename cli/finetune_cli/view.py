@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_api.job import JobSpec
+from finetune_api.names import Layout
 from finetune_api.quantity import format_bytes, format_duration
 from finetune_api.reports import CompletionManifest, Progress
+from finetune_api.source import parse_uri
 from finetune_api.status import Condition, JobStatus, Resume
 from finetune_cli.run.record import Record
 
@@ -76,18 +79,17 @@ def news(record: Record) -> Iterator[tuple[str, object, str]]:
             )
     elif status.phase == "Preparing":
         yield "preparing", status.tries, f"preparing  try {status.tries}: reading model and data"
+    if status.checkpoint is not None:
+        text = f"checkpoint step {status.checkpoint.step}, {status.checkpoint.digest[:19]}"
+        yield "checkpoint", status.checkpoint.path, text
     for resume in status.resumes[-1:]:
         yield f"resume {resume.attempt}", resume.cause, f"ended      {_ended(record, resume)}"
-    for resume in status.resumes[-1:]:
         if resume.rejected:
             yield "rejected", resume.rejected, "not usable " + "; ".join(resume.rejected)
     if status.phase == "Running" and status.attempt:
         yield "running", status.attempt, f"training   {_began(status)}"
-    if status.checkpoint is not None:
-        text = f"checkpoint step {status.checkpoint.step}, {status.checkpoint.digest[:19]}"
-        yield "checkpoint", status.checkpoint.path, text
     waits = found.get("Recovering")
-    if waits is not None and waits.status == "True":
+    if waits is not None and waits.status == "True" and waits.reason != "Restarting":
         yield (
             "recovering",
             (status.attempt, status.tries, waits.reason),
@@ -233,7 +235,7 @@ def failure_lines(record: Record) -> Iterator[str]:
 
 
 def summary(
-    record: Record, done: CompletionManifest | None, progress: Progress | None
+    record: Record, layout: Layout, done: CompletionManifest | None, progress: Progress | None
 ) -> Iterator[str]:
     """Yield the closing lines of a job that succeeded."""
     status, spec = record.status, record.resolved.spec
@@ -253,7 +255,7 @@ def summary(
         predicted = format_bytes(status.memory.predicted_bytes)
         yield f"  peak memory {format_bytes(peak)} (predicted {predicted})"
     if done is not None:
-        yield f"  model  {done.uri}{_verified(done)}"
+        yield f"  model  {_place(record, layout, done.uri)}  {_verified(done)}"
 
 
 def _took(record: Record) -> str:
@@ -304,13 +306,23 @@ def _resumed(resume: Resume) -> str:
     return text + (f"; not usable: {'; '.join(resume.rejected)}" if resume.rejected else "")
 
 
+def _place(record: Record, layout: Layout, uri: str) -> str:
+    """Return the folder of the model on this machine."""
+    try:
+        source = parse_uri(uri)
+    except ValueError:
+        return str(layout.root / uri)
+    folder = record.volumes.get(source.name)
+    return f"{uri} = {Path(folder) / source.path}" if folder else uri
+
+
 def _verified(done: CompletionManifest) -> str:
     merged = "merged" if done.merged else "not merged"
     if done.verification is None:
-        return f"  ({merged})"
+        return f"({merged})"
     proof = done.verification
     return (
-        f"  ({merged}, logits checked on {proof.prompts} prompts, max diff"
+        f"({merged}, logits checked on {proof.prompts} prompts, max diff"
         f" {proof.max_difference:.0e})"
     )
 

@@ -62,7 +62,7 @@ def _close(record: Record, layout: Layout) -> int:
         return 1
     if record.status.outcome == "Succeeded":
         done = read(CompletionManifest, layout.publish_report, uid)
-        print("\n".join(summary(record, done, read(Progress, layout.progress, uid))))
+        print("\n".join(summary(record, layout, done, read(Progress, layout.progress, uid))))
     return 0
 
 

@@ -181,7 +181,7 @@ def _close(runner: LocalRun, layout: Layout) -> int:
     status, uid = record.status, record.metadata.uid
     if status.outcome == "Succeeded":
         done = read(CompletionManifest, layout.publish_report, uid)
-        print("\n".join(summary(record, done, read(Progress, layout.progress, uid))))
+        print("\n".join(summary(record, layout, done, read(Progress, layout.progress, uid))))
         return 0
     if status.outcome == "Failed":
         print("\n".join(failure_lines(record)))

@@ -70,11 +70,7 @@ def test_a_job_that_is_preempted_once() -> None:
     assert summary.restarts is None
     assert life.condition("Queued")[0] == "False"
 
-    saved = (
-        replace(seen, step=30)
-        if not isinstance(seen, Progress)
-        else seen.model_copy(update={"step": 30, "checkpoint": ref(1, 30)})
-    )
+    saved = seen.model_copy(update={"step": 30, "checkpoint": ref(1, 30)})
     gone = ended("tiny-1", 143, reason="DisruptionTarget", message="for default/urgent")
     status = life.look(replace(gone, uid="a1"), progress=saved)
     assert status.phase == "Recovering"
