@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_api.checkpoint import CheckpointRef, Claim
+from finetune_api.checkpoint import CheckpointRef, Claim, FileEntry
 from finetune_api.names import MANIFEST, Layout
 from finetune_api.reports import DataReport, TerminationReport
 from finetune_api.resolved import Attempt, Choices, StageConfig
@@ -31,6 +31,8 @@ from harness.tiny_model import make_tiny_model
 FINGERPRINT = "sha256:" + "ab" * 32
 SEQUENCES, STEPS, SAVE_EVERY = 24, 12, 4
 """6 steps an epoch of 4 sequences (2 ranks x 2 accumulated x 1), two epochs; saved at 4, 8, 12."""
+HELD_OUT, EVALUATE_EVERY = 3, 3
+"""Evaluated at 0, 3, 6, 9 and 12, on sequences that two ranks cannot share evenly."""
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {"ddp": {}},
     **{f"zero-{stage}": {"ddp": None, "deepspeed": {"zeroStage": stage}} for stage in (1, 2, 3)},
@@ -125,6 +127,8 @@ def make_job(root: Path, method: str, engine: str, spec: dict[str, Any] | None =
         model_digest=model.digest,
         tokenizer_digest=model.tokenizer_digest,
         train_sequences=SEQUENCES,
+        validation_sequences=HELD_OUT,
+        evaluation_every_steps=EVALUATE_EVERY,
         packing=True,
         global_batch_size=4,
         micro_batch_size=1,
@@ -138,28 +142,44 @@ def make_job(root: Path, method: str, engine: str, spec: dict[str, Any] | None =
 
 
 def _write_data(layout: Layout) -> None:
-    """Sequences of two or three packed documents of random tokens, half of each trained."""
+    """Write both splits, as prepare would."""
     random = np.random.default_rng(7)
     with cache.staged(layout.prepared, FINGERPRINT) as folder:
-        split = cache.SplitWriter(folder / "train")
-        members, ends = [], []
-        tokens = trained = 0
-        for _ in range(SEQUENCES):
-            for _ in range(int(random.integers(2, 4))):
-                length = int(random.integers(8, 20))
-                members.append(split.add(random.integers(3, 300, length), [(length // 2, length)]))
-                tokens += length
-                trained += length - length // 2
-            ends.append(len(members))
-        files = split.finish(np.array(members), np.array(ends))
-        report = DataReport(
-            rows=len(members), rows_used=len(members), sequences=SEQUENCES,
-            tokens=tokens, trained_tokens=trained,
-        )  # fmt: skip
+        train, files = _write_split(folder / "train", SEQUENCES, random)
+        validation, more = _write_split(folder / "validation", HELD_OUT, random)
         manifest = cache.PreparedManifest(
-            fingerprint=FINGERPRINT, packing=True, max_length=128, train=report, files=tuple(files)
+            fingerprint=FINGERPRINT,
+            packing=True,
+            max_length=128,
+            train=train,
+            validation=validation,
+            files=(*files, *more),
         )
         cache.commit(folder, cache.folder_of(layout.prepared, FINGERPRINT), manifest)
+
+
+def _write_split(
+    folder: Path, sequences: int, random: np.random.Generator
+) -> tuple[DataReport, list[FileEntry]]:
+    """Sequences of two or three packed documents of random tokens, half of each trained."""
+    split = cache.SplitWriter(folder)
+    members, ends = [], []
+    tokens = trained = 0
+    for _ in range(sequences):
+        for _ in range(int(random.integers(2, 4))):
+            length = int(random.integers(8, 20))
+            members.append(split.add(random.integers(3, 300, length), [(length // 2, length)]))
+            tokens += length
+            trained += length - length // 2
+        ends.append(len(members))
+    report = DataReport(
+        rows=len(members),
+        rows_used=len(members),
+        sequences=sequences,
+        tokens=tokens,
+        trained_tokens=trained,
+    )
+    return report, split.finish(np.array(members), np.array(ends))
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """A run that was interrupted ends with the very same weights as one that was not.
 
 Two ranks on the CPU, dropout on, gradient accumulation 2, packing on; 12 steps in two epochs of 6,
-saved at 4, 8 and 12. "Interrupted" is a SIGTERM in the middle of an epoch, a SIGKILL of everything
+saved at 4, 8 and 12, evaluated at every third step. "Interrupted" is a SIGTERM in the middle of an epoch, a SIGKILL of everything
 in the middle of a step, or one in the middle of a save.
 """
 
@@ -52,6 +52,9 @@ def finish(driver: Driver, job: Job) -> None:
 def assert_same(job: Job, undisturbed: Job, resumed_from: int) -> None:
     """Weights are bit-equal; every step's samples are; only unsaved steps were trained twice."""
     assert job.final_weights() == undisturbed.final_weights()
+    evaluation = undisturbed.end(1).evaluation
+    assert evaluation["loss"] > 0
+    assert job.end(2).evaluation == evaluation
     expected = {step: digest for _, step, digest in undisturbed.samples()}
     trained = job.samples()
     assert all(digest == expected[step] for _, step, digest in trained)

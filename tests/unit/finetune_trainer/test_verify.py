@@ -187,6 +187,16 @@ def test_nothing_usable_after_progress_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_a_single_checkpoint_with_an_unreadable_manifest_is_refused(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    take(layout)
+    make_checkpoint(layout, 1, 10)
+    (layout.checkpoint(1, 10) / MANIFEST).write_text("{")
+    with pytest.raises(StageError) as caught:
+        search(layout)
+    assert caught.value.exit_code == 15
+
+
 def test_a_known_checkpoint_in_an_empty_folder_is_refused(tmp_path: Path) -> None:
     known = CheckpointRef(step=30, path="checkpoints/1/step-30", digest="sha256:" + "a" * 64)
     with pytest.raises(StageError) as caught:
