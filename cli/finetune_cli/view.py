@@ -87,7 +87,8 @@ def news(record: Record) -> Iterator[tuple[str, object, str]]:
         if resume.rejected:
             yield "rejected", resume.rejected, "not usable " + "; ".join(resume.rejected)
     if status.phase == "Running" and status.attempt:
-        yield "running", status.attempt, f"training   {_began(status)}"
+        began = _began(status)
+        yield "running", began, f"training   {began}"
     waits = found.get("Recovering")
     if waits is not None and waits.status == "True" and waits.reason != "Restarting":
         yield (
