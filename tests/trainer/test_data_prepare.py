@@ -315,6 +315,52 @@ def test_rows_longer_than_the_model(root, tmp_path):
     assert report.problems[0].fix == "set dataset.maxLength: 16"
 
 
+def test_a_model_folder_without_config(root):
+    (root / "volumes" / "models" / "empty").mkdir()
+    code, report = refused(root, chats(20), {"model": {"uri": "pvc://models/empty"}})
+    assert (code, report.problems[0].code) == (16, "model-config-missing")
+
+
+def test_no_room_on_the_disk_is_said_before_anything_is_written(root, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(root)._replace(free=1 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    code, report = refused(root, chats(20))
+    assert (code, report.problems[0].code) == (14, "no-room")
+    assert [path for path in (root / "workspace" / "prepared").iterdir() if path.is_dir()] == []
+
+
+def test_a_job_that_cannot_fit_ends_here_with_its_report(root):
+    code, report = refused(root, chats(20), {"resources": {"memory": "1Mi"}})
+    assert (code, report.problems[0].code) == (12, "does-not-fit")
+    assert report.memory.verdict == "DoesNotFit"
+    assert report.train.rows == 20
+
+
+def test_stanford_rows_need_no_chat_template(root, tmp_path):
+    from transformers import AutoTokenizer
+
+    plain = make_tiny_model(tmp_path / "volumes" / "models" / "plain", chat_template=None)
+    rows = [{"instruction": f"Say {i}", "input": "", "output": f"I say {i}"} for i in range(20)]
+    spec = {
+        "model": {"uri": "pvc://models/plain"},
+        "dataset": {"alpacaPrompt": "Stanford", "maxLength": 512},
+    }
+    config, report = prepared(root, rows, spec)
+    _, train = splits(config, report)
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    item = train[3]
+    assert tokenizer.decode(item["input_ids"]) == (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.\n\n### Instruction:\nSay 3\n\n### Response:I say 3<|im_end|>"
+    )
+    ((start, stop),) = item["spans"].tolist()
+    assert tokenizer.decode(item["input_ids"][start:stop]) == "I say 3<|im_end|>"
+    code, report = refused(root, chats(20), {"model": {"uri": "pvc://models/plain"}})
+    assert (code, report.problems[0].code) == (10, "no-chat-template")
+
+
 def test_check_reads_rows_and_writes_nothing(root):
     write_rows(root / "volumes" / "datasets" / "train.jsonl", [*chats(3), chat("hi")])
     config = make_config(root, "prepare", {"model": {"uri": "pvc://models/missing"}})
