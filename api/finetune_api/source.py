@@ -28,7 +28,10 @@ class SecretKeyRef(Document):
     """One key of a secret in the job's own namespace; there is no namespace field."""
 
     name: Name
-    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = "token"
+    key: Annotated[
+        str, StringConstraints(pattern=r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$", max_length=253)
+    ] = "token"
+    """As Kubernetes names keys: never ``.`` or ``..``, which are no files."""
 
 
 @dataclass(frozen=True)

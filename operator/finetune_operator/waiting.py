@@ -1,0 +1,145 @@
+"""Why the pods of a child do not all run yet, in one reason and the platform's own words. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune_operator.endings import clean, condition, container_status
+from finetune_operator.observed import Waiting
+from finetune_operator.resolve.paths import look
+
+Pods = Sequence[Mapping[str, Any]]
+
+IMAGE = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+    }
+)
+ORDER = (
+    "ImagePullFailed",
+    "WorkspaceUnusable",
+    "ContainerConfigInvalid",
+    "ContainerNotCreated",
+    "ClaimMissing",
+    "SecretMissing",
+    "VolumeInUse",
+    "VolumeNotMounted",
+    "QuotaExceeded",
+    "AdmissionRefused",
+    "PodsNotCreated",
+    "ClaimNotBound",
+    "Gated",
+    "WaitingForRoom",
+)
+"""What somebody has to mend comes before what mends itself."""
+_EVENTS: tuple[tuple[frozenset[str], tuple[tuple[str, str], ...]], ...] = (
+    (
+        frozenset({"FailedCreate", "FailedCreatePod"}),
+        (
+            ("QuotaExceeded", r"exceeded quota|failed quota"),
+            ("AdmissionRefused", r"violates PodSecurity|denied|is forbidden|is invalid"),
+            ("PodsNotCreated", r""),
+        ),
+    ),
+    (
+        frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"}),
+        (
+            ("SecretMissing", r"secret \"[^\"]*\" not found|references non-existent secret key"),
+            ("ClaimMissing", r"persistentvolumeclaim \"[^\"]*\" (not found|is being deleted)"),
+            ("VolumeInUse", r"Multi-Attach error|already (used|attached)"),
+            ("VolumeNotMounted", r""),
+        ),
+    ),
+)
+_UNSCHEDULABLE = (
+    ("ClaimMissing", r"persistentvolumeclaim \"[^\"]*\" (not found|is being deleted)"),
+    (
+        "ClaimNotBound",
+        r"unbound immediate PersistentVolumeClaims|find available persistent volumes to bind",
+    ),
+    ("WaitingForRoom", r""),
+)
+
+
+def queued(queue: str) -> Waiting:
+    """Return what a child waits for that was not admitted yet."""
+    return Waiting("Queued", f"waiting to be admitted by queue {queue}" if queue else "suspended")
+
+
+def why(pods: Pods, expected: int, child_uid: str, events: Pods = ()) -> Waiting | None:
+    """Return the gravest reason why not all pods run; None where nothing hinders them.
+
+    Args:
+        pods: those that exist and have not ended.
+        expected: how many there are to be.
+        child_uid: of the child, whose events tell why pods are not made.
+        events: of the child and of its pods, in any order; the newest of an object counts.
+    """
+    found = [reason for pod in pods if (reason := _of_pod(pod)) is not None]
+    uids = {look(pod, "metadata", "uid") for pod in pods if not _runs(pod)}
+    if len(pods) < expected:
+        uids.add(child_uid)
+    found += _of_events(events, uids)
+    if not found:
+        return None
+    first = min(found, key=lambda one: (ORDER.index(one.reason), one.message))
+    same = sum(one.reason == first.reason for one in found)
+    if expected > 1 and same < expected and first.reason not in ("QuotaExceeded", "PodsNotCreated"):
+        return Waiting(first.reason, clean(f"{same} of {expected} pods: {first.message}"))
+    return first
+
+
+def _of_pod(pod: Mapping[str, Any]) -> Waiting | None:
+    status = container_status(pod)
+    reason, text = look(status, "state", "waiting", "reason"), look(status, "state", "waiting")
+    message = clean(look(text, "message")) or clean(reason)
+    if reason in IMAGE:
+        return Waiting("ImagePullFailed", message)
+    if reason == "CreateContainerConfigError":
+        unusable = "subPath" in message
+        return Waiting("WorkspaceUnusable" if unusable else "ContainerConfigInvalid", message)
+    if reason in ("CreateContainerError", "RunContainerError", "PreCreateHookError"):
+        return Waiting("ContainerNotCreated", message)
+    scheduled = condition(pod, "PodScheduled")
+    if scheduled.get("status") != "False":
+        return None
+    words = clean(scheduled.get("message"))
+    if scheduled.get("reason") == "SchedulingGated":
+        return Waiting("Gated", words)
+    return _matched(_UNSCHEDULABLE, words)
+
+
+def _of_events(events: Pods, uids: set[Any]) -> list[Waiting]:
+    newest: dict[Any, Mapping[str, Any]] = {}
+    for event in sorted(events, key=_time_of):
+        about = look(event, "involvedObject", "uid") or look(event, "regarding", "uid")
+        if about in uids and any(event.get("reason") in reasons for reasons, _ in _EVENTS):
+            newest[about] = event
+    found = []
+    for event in newest.values():
+        message = clean(event.get("message") or event.get("note"))
+        rows = next(rows for reasons, rows in _EVENTS if event.get("reason") in reasons)
+        found.append(_matched(rows, message))
+    return found
+
+
+def _matched(rows: Sequence[tuple[str, str]], message: str) -> Waiting:
+    reason = next(reason for reason, pattern in rows if re.search(pattern, message))
+    return Waiting(reason, message)
+
+
+def _runs(pod: Mapping[str, Any]) -> bool:
+    return look(container_status(pod), "state", "running") is not None
+
+
+def _time_of(event: Mapping[str, Any]) -> str:
+    times = (event.get("lastTimestamp"), event.get("eventTime"), event.get("firstTimestamp"))
+    return next((time for time in times if isinstance(time, str)), "")
