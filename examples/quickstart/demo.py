@@ -51,7 +51,7 @@ def main() -> None:
     _fresh_folder()
 
     _title(1, "set-up", "the packages of .venv are there")
-    fetch_model.fetch()
+    _fetch()
 
     _title(2, "before", "asking the model as it is")
     before = _answers(fetch_model.MODEL)
@@ -135,6 +135,12 @@ class Job:
 
     def _last_lines(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _fetch() -> None:
+    """Fetch the model in a process of its own, which frees the memory of the conversion."""
+    ended = _run([sys.executable, str(Path(fetch_model.__file__))], show=True)
+    _check(ended.returncode == 0, "there is no model")
 
 
 def _refused() -> None:
@@ -302,16 +308,22 @@ def _volumes(data: Path) -> list[str]:
     return ["--volume", f"models={models}", "--volume", f"datasets={data}"]
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def _run(command: list[str], *, show: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; its output is kept, or shown as it comes, indented."""
+    lines: list[str] = []
+    with subprocess.Popen(
         command,
-        check=False,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=PATIENCE,
-    )
+        errors="replace",
+    ) as process:
+        for line in process.stdout or ():
+            lines.append(line)
+            if show:
+                _say(line.rstrip())
+    return subprocess.CompletedProcess(command, process.returncode, "".join(lines))
 
 
 def _fresh_folder() -> None:
