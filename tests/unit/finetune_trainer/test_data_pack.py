@@ -95,7 +95,15 @@ def test_efficiency_on_lengths_like_alpacas(capacity, least):
 
 @pytest.mark.parametrize(
     ("rows", "fraction", "held"),
-    [(99, None, 0), (100, None, 2), (14_212, None, 284), (10**6, None, 1000), (40, 0.25, 10)],
+    [
+        (99, None, 0),
+        (100, None, 2),
+        (14_212, None, 284),
+        (10**6, None, 1000),
+        (40, 0.25, 10),
+        (20, 0.02, 1),
+        (1, 0.5, 0),
+    ],
 )
 def test_how_many_rows_are_held_out(rows, fraction, held):
     assert held_out(rows, fraction).rows == held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,6 +233,8 @@ def _build(
                 bins, items, spec.dataset.max_length, packing=packing
             )
             files += more
+        else:
+            shutil.rmtree(folder / "validation")
     finally:
         train.writer.abandon()
         validation.writer.abandon()

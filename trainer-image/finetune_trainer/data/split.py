@@ -33,7 +33,10 @@ def held_out(rows: int, fraction: float | None) -> Held:
     Absent fraction: 2 % of the rows and at most 1,000; none below 100 rows.
     """
     if fraction is not None:
-        return Held(int(rows * fraction), f"dataset.validation.fraction {fraction:g}")
+        # Whoever asks for validation gets at least one row of it.
+        return Held(
+            max(int(rows * fraction), min(1, rows - 1)), f"dataset.validation.fraction {fraction:g}"
+        )
     if rows < DEFAULT_LEAST_ROWS:
         return Held(0, f"{rows} rows are fewer than {DEFAULT_LEAST_ROWS}")
     return Held(min(DEFAULT_MOST, int(rows * DEFAULT_FRACTION)), "2 % of the rows, at most 1,000")
