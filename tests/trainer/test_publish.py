@@ -124,7 +124,7 @@ def test_lora_is_merged_proved_and_described(published_once: Trained) -> None:
     folder = lora.root / "workspace" / "output"
     proof = manifest.verification
     assert proof is not None
-    assert (proof.prompts, proof.loaded_in_clean_process) == (10, True)
+    assert (proof.prompts, proof.loaded_in_clean_process) == (16, True)
     assert proof.max_difference <= 1e-4
     assert manifest.merged
     assert manifest.steps == 6
@@ -314,6 +314,27 @@ def test_files_that_read_back_otherwise_fail(lora: Trained, monkeypatch: Any) ->
     with pytest.raises(StageError) as caught:
         publish.run(lora.config())
     assert caught.value.problems[0].code == "output-not-written"
+
+
+def test_differences_that_are_no_number_are_found() -> None:
+    import torch
+
+    from finetune_trainer.export import verify
+
+    fine = {"0": torch.tensor([[1.0, 2.0]]), "1": torch.tensor([[3.0, 4.0]])}
+    assert verify.difference(fine, {**fine, "1": torch.tensor([[3.0, 4.5]])}) == 0.5
+    nothing = torch.tensor([[float("nan"), 4.0]])
+    for one, other in (
+        (fine, {**fine, "1": nothing}),
+        ({**fine, "1": nothing}, fine),
+        ({**fine, "1": nothing}, {**fine, "1": nothing}),
+        (fine, {"0": fine["0"]}),
+        (fine, {**fine, "1": torch.tensor([[3.0]])}),
+    ):
+        assert verify.difference(one, other) == float("inf")
+    # A part of the largest logit, never less than of 1.
+    assert verify.tolerance(fine, torch.bfloat16) == pytest.approx(4 * 0.05)
+    assert verify.tolerance({"0": torch.tensor([0.1])}, torch.float32) == pytest.approx(1e-4)
 
 
 def test_an_adapter_alone(lora: Trained) -> None:

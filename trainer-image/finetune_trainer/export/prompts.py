@@ -19,6 +19,26 @@ DOCUMENTS = 64
 LAST = 3
 """An answer's end-of-turn token is among its last so many (a template may add a line break)."""
 
+SENTENCES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Water boils at a lower temperature on a mountain.",
+    "Once upon a time there was a miller who had three sons.",
+    "To be, or not to be, that is the question:",
+    "def add(a, b):\n    return a + b\n",
+    '{"name": "Ada", "born": 1815}',
+    "1, 1, 2, 3, 5, 8, 13, 21,",
+    "The capital of France is",
+    "Die Katze sitzt auf dem Dach und wartet.",
+    "Il pleut sur la ville et sur les champs.",
+    "Dear customer, thank you for your message.",
+    "SELECT name FROM people WHERE age > 30 ORDER BY name;",
+    "What is the difference between a lake and a sea?",
+    "First, melt the butter. Then stir in the flour.",
+    "In the beginning of the year the river was frozen.",
+    "Yes. No. Perhaps, but only if the weather holds.",
+)
+"""Where a job has fewer documents than ``PROMPTS``."""
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -35,7 +55,7 @@ class Proof:
 
 
 def proof(config: StageConfig, tokenizer: Any) -> Proof:
-    """Return prompts of the validation data, else of the training data."""
+    """Return prompts of the validation data, then of the training data, then plain sentences."""
     documents = _documents(config)
     inputs, questions, longest = [], [], 1
     for ids, spans in documents[:PROMPTS]:
@@ -43,6 +63,8 @@ def proof(config: StageConfig, tokenizer: Any) -> Proof:
         if spans and spans[0][0] > 0:
             questions.append(ids[: spans[0][0]][-LONGEST:])
             longest = max(longest, spans[0][1] - spans[0][0])
+    missing = PROMPTS - len(inputs)
+    inputs += [tokenizer.encode(text)[:LONGEST] for text in SENTENCES[: max(0, missing)]]
     return Proof(inputs, questions, longest, _ends(documents, tokenizer))
 
 

@@ -44,7 +44,9 @@ def difference(reference: dict[str, Any], found: dict[str, Any]) -> float:
         return float("inf")
     worst = 0.0
     for name, wanted in reference.items():
-        if wanted.shape != found[name].shape or not torch.isfinite(found[name]).all():
+        if wanted.shape != found[name].shape:
+            return float("inf")
+        if not (torch.isfinite(wanted).all() and torch.isfinite(found[name]).all()):
             return float("inf")
         worst = max(worst, float((wanted - found[name]).abs().max()))
     return worst
