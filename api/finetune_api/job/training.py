@@ -17,7 +17,7 @@ class Training(Document):
 
     epochs: Annotated[float, Field(gt=0, le=10_000)] = 3
     max_steps: Steps | None = None
-    """Stop after so many optimizer steps, whatever ``epochs`` says."""
+    """So many optimizer steps, whatever ``epochs`` says: fewer or more passes over the data."""
     global_batch_size: Batch | None = None
     """Sequences a step over all ranks, as the model sees them (packed ones when packing); it never
     changes in a job's life. Absent: the largest power of two up to 64 (and at least the world

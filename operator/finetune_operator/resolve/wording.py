@@ -78,7 +78,7 @@ _EXAMPLES = {
 _FIELD_FIX = {
     "r": "write r: 8 or r: 16; higher learns more and needs more memory",
     "learningRate": "leave it out, or write a number such as 2e-4",
-    "epochs": "write epochs: 3, or maxSteps beside it for less than a full pass",
+    "epochs": "write epochs: 3, or maxSteps for a number of steps",
 }
 
 

@@ -199,6 +199,7 @@ def limits(**over) -> batch.Limits:
         (10_000, {"world_size": 128}, (128, 78, 234)),
         (10_000, {"micro_batch": 4, "world_size": 2}, (64, 156, 468)),
         (1000, {"max_steps": 10}, (64, 15, 10)),
+        (500, {"max_steps": 1000}, (64, 7, 1000)),  # more passes than epochs says
         (1000, {"global_batch": 10, "epochs": 0.25}, (10, 100, 25)),
         (105, {"global_batch": 10, "epochs": 1}, (10, 10, 10)),
     ],

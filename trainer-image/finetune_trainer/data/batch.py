@@ -61,12 +61,13 @@ def steps(sequences: int, batch: int, limits: Limits) -> tuple[int, int]:
     """Return (steps of an epoch, steps of the job).
 
     An epoch has complete global batches only: the rest is left out, and is another rest in the
-    next epoch, because every epoch is shuffled anew. The job has ``epochs`` epochs, rounded up to
-    a step, and at most ``maxSteps`` steps.
+    next epoch, because every epoch is shuffled anew. The job has ``maxSteps`` steps where they are
+    given, over as many epochs as that takes, else ``epochs`` epochs, rounded up to a step.
     """
     per_epoch = sequences // batch
-    total = math.ceil(limits.epochs * per_epoch - 1e-9)
-    return per_epoch, min(total, limits.max_steps or total)
+    if per_epoch and limits.max_steps:
+        return per_epoch, limits.max_steps
+    return per_epoch, math.ceil(limits.epochs * per_epoch - 1e-9)
 
 
 def choose(sequences: int, limits: Limits) -> Batches:
