@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.names import Layout
 from finetune_trainer.callbacks.evaluation import Standing
-from harness.prepared_job import prepared_job, progress, train_here, values
+from harness.prepared_job import prepared_job, progress, train_here, values, with_attempt
 
 FAST = {
     "method": {"lora": None, "full": {}},
@@ -51,7 +51,12 @@ def test_no_improvement_stops_early_with_a_final_checkpoint(tmp_path: Path) -> N
     assert evaluations[last]["loss"] >= min(entry["loss"] for entry in evaluations.values())
     assert progress(config).step == last
     assert (Layout(Path(config.mounts.workspace)).checkpoint(1, last) / "manifest.json").is_file()
-    assert outcome.message == f"stopped early at step {last} of 40: no improvement in 2 evaluations"
+    said = f"stopped early at step {last} of 40: no improvement in 2 evaluations"
+    assert outcome.message == said
+    again = train_here(with_attempt(config, 2, 1, 2), tmp_path / "again")
+    assert (again.code, again.message, again.facts["step"]) == (0, said, last)
+    assert again.facts["evaluation"] == evaluations[last]
+    assert max(values(config, "samples")) == last, "nothing was trained any more"
 
 
 def test_rows_are_limited_and_batches_change_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -156,7 +157,10 @@ def train(
     transformers.set_seed(spec.training.seed + gang.rank)  # ranks draw different dropout masks
 
     # --- loop ----------------------------------------------------------------------------------
-    done_before = start.resume is not None and start.resume.step >= choices.total_steps
+    evaluation.resume(start.folder)
+    done_before = start.resume is not None and (
+        start.resume.step >= choices.total_steps or evaluation.exhausted
+    )
     try:
         if not done_before:
             with masks.decided_on_host(choices.packing):
@@ -166,7 +170,8 @@ def train(
         watchdog.stop()
         clock.switch("saving")
         facts.know(goodput=clock.goodput(), peak_memory_bytes=peak_memory())
-        facts.know(step=int(trainer.state.global_step) if not done_before else choices.total_steps)
+        reached = trainer.state.global_step
+        facts.know(step=start.resume.step if done_before and start.resume else int(reached))
         facts.know(checkpoint=checkpoints.newest, evaluation=evaluation.standing.latest)
 
     # --- end -----------------------------------------------------------------------------------
@@ -309,7 +314,11 @@ def serve(reporter: Reporter) -> Any:
     from finetune_trainer.callbacks.endpoint import Endpoint
 
     host = os.environ.get(PROGRESS_HOST, "0.0.0.0")  # noqa: S104 - a pod is asked from outside
-    return Endpoint(host, int(port), lambda: reporter.progress)
+    try:
+        return Endpoint(host, int(port), lambda: reporter.progress)
+    except OSError as error:  # progress is never needed for correctness
+        sys.stderr.write(f"progress is not served on port {port}: {error.strerror}\n")
+        return None
 
 
 class EngineProof(transformers.TrainerCallback):  # type: ignore[misc]

@@ -7,14 +7,17 @@ short: what was summed so far is thrown away, and a resumed run evaluates that s
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.job.lifecycle import EarlyStopping
@@ -108,15 +111,24 @@ class Evaluation(TrainerCallback):  # type: ignore[misc]
         """Return the metrics of a step; empty when it was not evaluated."""
         return self.standing.latest if self.standing.step == step else {}
 
+    def resume(self, checkpoint: Path | None) -> None:
+        """Take up what the evaluations before a checkpoint came to."""
+        if checkpoint is not None:
+            state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+            self.standing = Standing(**state["stateful_callbacks"].get(STATE_KEY, {}))
+
+    @property
+    def exhausted(self) -> bool:
+        """True when there were too many evaluations without an improvement."""
+        patience = self._early_stopping
+        return patience is not None and self.standing.stale >= patience.patience
+
     def attach(self, trainer: Any) -> None:
         """Hold the trainer, for the evaluation before the first step."""
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take up what the checkpoint carries; evaluate what is due and was never finished."""
-        saved = state.stateful_callbacks.get(STATE_KEY)
-        if saved:
-            self.standing = Standing(**saved)
+        """Evaluate what is due and was never finished."""
         if self.missing(state.global_step) and state.global_step < state.max_steps:
             self._trainer.evaluate()
 
@@ -153,7 +165,7 @@ class Evaluation(TrainerCallback):  # type: ignore[misc]
         self._report(step, metrics)
         if best:
             self._save_best(trainer, metrics)
-        if patience and self.standing.stale >= patience.patience:
+        if self.exhausted:
             trainer.control.should_training_stop = True
         return metrics
 
