@@ -98,7 +98,7 @@ def news(record: Record) -> Iterator[tuple[str, object, str]]:
         )
     if status.phase == "Publishing":
         yield "publishing", status.tries, "publishing merging and verifying the model"
-    if status.stopping is not None and status.phase not in ("Succeeded", "Failed"):
+    if status.stopping not in (None, "Stopped") and status.phase not in ("Succeeded", "Failed"):
         yield (
             "stopping",
             (status.attempt, status.stopping),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from finetune_api.names import Layout
@@ -196,9 +197,15 @@ def _close(runner: LocalRun, layout: Layout) -> int:
 
 @contextmanager
 def _interrupts(runner: LocalRun) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM save and stop, instead of ending the runner under its processes."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, runner.interrupt) for number in numbers]
+    """Let Ctrl-C, SIGTERM and a closed terminal save and stop; nothing is left running unseen."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _hush()
+        runner.interrupt(number, frame)
+
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
@@ -216,4 +223,16 @@ def open_view() -> ClosableView:
 
 
 def _line(text: str) -> None:
-    print(text, flush=True)
+    """Write a line; a reader that has gone away is no reason to leave a job alone."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        _hush()
+
+
+def _hush() -> None:
+    """Send all further output nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(null, stream)
+    os.close(null)
