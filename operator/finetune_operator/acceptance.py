@@ -1,0 +1,341 @@
+"""Acceptance: a job is resolved once, into a ConfigMap that nobody can change.
+
+What training means never changes afterwards; where it runs (the profile's platform part) is read
+again for each attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_api.document import canonical, digest_of
+from finetune_api.job import MUTABLE, JobSpec
+from finetune_api.names import LABEL_PRIORITY, LABEL_QUEUE, workspace_folder
+from finetune_api.problem import Problem, Refused
+from finetune_api.profile import Platform
+from finetune_api.resolved import Choices, ResolvedJob
+from finetune_api.status import JobStatus
+from finetune_operator.kube import CONFIG_MAPS, NAMESPACES, PROFILES, Kube, KubeError, Object
+from finetune_operator.observed import Live
+from finetune_operator.ownership import create_owned
+from finetune_operator.render.owner import labels, metadata
+from finetune_operator.render.placement import Placement
+from finetune_operator.resolve import resolve
+from finetune_operator.resolve.ceilings import over_limits
+from finetune_operator.resolve.profiles import Profile, read_profile
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 4096
+FRESH = 30.0
+"""Seconds for which a list of profiles may be used again, unless one has changed."""
+_QUEUE_LABELS = (LABEL_QUEUE, LABEL_PRIORITY)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job that was accepted."""
+
+    job: ResolvedJob
+    config_map: str
+    digest: str
+    platform: Platform
+    """As it was at acceptance; counts where the profile is gone or cannot be read any more."""
+    queue_labels: Mapping[str, str]
+    """As they were at acceptance, when the profile was asked: labels can be changed later."""
+
+
+class Lost(Exception):
+    """The resolved job is gone or was exchanged, and cannot be made again as it was."""
+
+
+class Profiles:
+    """The profiles of the cluster, read again after one has changed."""
+
+    def __init__(self, kube: Kube) -> None:
+        """Nothing is read yet."""
+        self._kube = kube
+        self._at = float("-inf")
+        self._found: list[Object] = []
+
+    def changed(self) -> None:
+        """Read them again next time."""
+        self._at = float("-inf")
+
+    async def all(self) -> list[Object]:
+        """Return all of them, raw."""
+        if time.monotonic() - self._at > FRESH:
+            self._at = time.monotonic()
+            try:
+                self._found = await self._kube.list(PROFILES)
+            except KubeError:
+                self._at = float("-inf")
+                raise
+        return self._found
+
+    async def named(self, name: str) -> Profile | None:
+        """Return one that can be used; None where it is gone or broken."""
+        for body in await self.all():
+            if body["metadata"]["name"] == name:
+                found = read_profile(body)
+                return None if found.problems else found
+        return None
+
+
+class Acceptance:
+    """Accepts jobs, and remembers those that it has accepted."""
+
+    def __init__(self, kube: Kube, profiles: Profiles, trainer_image: str) -> None:
+        """Use this image where a profile names none."""
+        self._kube = kube
+        self._profiles = profiles
+        self._image = trainer_image
+        self._known: OrderedDict[str, Accepted] = OrderedDict()
+        self._choices: OrderedDict[str, Choices] = OrderedDict()
+
+    def forget(self, uid: str) -> None:
+        """Drop what is remembered of a job that is gone."""
+        self._known.pop(uid, None)
+        self._choices.pop(uid, None)
+
+    async def accepted(self, body: Object, status: JobStatus) -> Accepted:
+        """Return the accepted job; accepts it where that was not done yet.
+
+        Raises ``Refused`` with what is wrong with the job, and ``Lost`` where what was accepted
+        before is gone.
+        """
+        uid = body["metadata"]["uid"]
+        known = self._known.get(uid)
+        digest = status.resolved.digest if status.resolved else None
+        if known is not None and digest in (None, known.digest):
+            return known
+        found = await self._read(body)
+        if digest is None:
+            found = await self._first(body, found)
+        elif found is None or found.digest != digest:
+            found = await self._restored(body, digest, present=found is not None)
+        self._known[uid] = found
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return found
+
+    async def placement(self, accepted: Accepted) -> Placement:
+        """Return where pods run, as the profile says now."""
+        platform = accepted.platform
+        reference = accepted.job.spec.profile_ref
+        if reference is not None:
+            profile = await self._profiles.named(reference.name)
+            platform = profile.spec.platform if profile else platform
+        return Placement.of(platform, accepted.queue_labels)
+
+    async def live(self, body: Object, accepted: Accepted) -> tuple[Live, tuple[Problem, ...]]:
+        """Return the fields that may change, as they are now, and why some do not count.
+
+        A value that goes beyond the profile's limits does not count: the accepted one stays.
+        """
+        generation = int(body["metadata"].get("generation") or 0)
+        job = accepted.job
+        now, problems = changed_spec(job, body.get("spec") or {})
+        if now.active_deadline_seconds != job.spec.active_deadline_seconds and now.profile_ref:
+            profile = await self._profiles.named(now.profile_ref.name)
+            refused = over_limits(now, profile) if profile else []
+            if refused:
+                problems += tuple(refused)
+                kept = job.spec.active_deadline_seconds
+                now = now.model_copy(update={"active_deadline_seconds": kept})
+        return Live.of(now, generation), problems
+
+    async def choices(self, accepted: Accepted, found: Choices | None) -> Choices | None:
+        """Return what preparation chose, frozen the first time that it is seen.
+
+        The pod that said it may vanish; what every attempt is made of must not.
+        """
+        uid = accepted.job.uid
+        known = self._choices.get(uid)
+        if known is not None:
+            return known
+        name = f"{workspace_folder(accepted.job.name, uid)}-prepared"
+        body = await self._kube.find(CONFIG_MAPS, accepted.job.namespace, name)
+        frozen = _frozen_choices(body, uid) if body is not None else None
+        if frozen is None and found is not None:
+            made = _config_map(accepted.job, name, {"choices.json": found.to_json()})
+            existing = await create_owned(self._kube, made, uid)
+            frozen = _frozen_choices(existing, uid) or found
+        if frozen is not None:
+            self._choices[uid] = frozen
+            while len(self._choices) > REMEMBERED:
+                self._choices.popitem(last=False)
+        return frozen
+
+    async def _resolved(self, body: Object) -> tuple[ResolvedJob, Platform, dict[str, str]]:
+        """Resolve a job as it stands."""
+        namespace = body["metadata"]["namespace"]
+        around = await self._kube.find(NAMESPACES, None, namespace)
+        namespace_labels = ((around or {}).get("metadata") or {}).get("labels") or {}
+        job = resolve(body, await self._profiles.all(), namespace_labels)
+        platform = Platform()
+        if job.spec.profile_ref is not None:
+            profile = await self._profiles.named(job.spec.profile_ref.name)
+            platform = profile.spec.platform if profile else platform
+        if not job.trainer_image:
+            job = job.model_copy(update={"trainer_image": self._image})
+        if not job.trainer_image:
+            raise Refused(
+                Problem(
+                    code="trainer-image-missing",
+                    message="neither the profile nor the operator names an image of the trainer",
+                    fix="who runs the cluster has to set platform.images.trainer in the profile",
+                )
+            )
+        own = body["metadata"].get("labels") or {}
+        return job, platform, {name: own[name] for name in _QUEUE_LABELS if name in own}
+
+    async def _first(self, body: Object, found: Accepted | None) -> Accepted:
+        """Accept a job. What lies there already counts only if we would write the same."""
+        made = await self._resolved(body)
+        if found is not None:
+            if (made[0].to_json(), made[1], made[2]) == (
+                found.job.to_json(),
+                found.platform,
+                found.queue_labels,
+            ):
+                return found
+            name = _name(found.job.name, found.job.uid)
+            there = await self._kube.find(CONFIG_MAPS, found.job.namespace, name)
+            if there is not None:
+                await self._kube.delete(there)
+        return await self._write(made)
+
+    async def _write(self, made: tuple[ResolvedJob, Platform, dict[str, str]]) -> Accepted:
+        job, platform, queue_labels = made
+        parts = {
+            "job.json": job.to_json(),
+            "platform.json": platform.to_json(),
+            "queue.json": queue_labels,
+        }
+        body = _config_map(job, _name(job.name, job.uid), parts)
+        return _parsed(await create_owned(self._kube, body, job.uid))
+
+    async def _read(self, body: Object) -> Accepted | None:
+        metadata_ = body["metadata"]
+        name = _name(metadata_["name"], metadata_["uid"])
+        found = await self._kube.find(CONFIG_MAPS, metadata_["namespace"], name)
+        if found is None:
+            return None
+        owners = found["metadata"].get("ownerReferences") or ()
+        if metadata_["uid"] not in {owner.get("uid") for owner in owners}:
+            return None
+        try:
+            return _parsed(found)
+        except (Lost, ValidationError):
+            return None
+
+    async def _restored(self, body: Object, digest: str, *, present: bool) -> Accepted:
+        """Resolve the job again; what comes out counts only if it is what was accepted."""
+        name = _name(body["metadata"]["name"], body["metadata"]["uid"])
+        if present:
+            raise Lost(f"ConfigMap {name} is not the one that was accepted: remove it")
+        try:
+            made = await self._resolved(body)
+        except Refused as refused:
+            raise Lost(f"ConfigMap {name} is gone, and now: {refused}") from refused
+        if digest_of(made[0].to_json()) != digest:
+            raise Lost(
+                f"ConfigMap {name} is gone, and resolving the job again gives something else"
+                " (the profile or the operator has changed): bring it back from a copy"
+            )
+        return await self._write(made)
+
+
+def changed_spec(job: ResolvedJob, spec: Mapping[str, Any]) -> tuple[JobSpec, tuple[Problem, ...]]:
+    """Return the accepted spec with the fields that may change as the object has them now.
+
+    A field that its user has taken out again is what it would be without a user: the built-in
+    value. One that is not valid is left as it was accepted.
+    """
+    accepted = job.spec.to_json()
+    problems: tuple[Problem, ...] = ()
+    now = dict(accepted)
+    for name in MUTABLE:
+        path = _field_of(name)
+        theirs = spec.get(name)
+        if name == "recovery":
+            own = {
+                key: value
+                for key, value in (accepted.get(name) or {}).items()
+                if job.origins.get(f"recovery.{key}") != "user"
+            }
+            theirs = {**own, **theirs} if isinstance(theirs, Mapping) else own
+        elif theirs is None and job.origins.get(name) != "user":
+            continue
+        tried = {**now, name: theirs} if theirs is not None else _without(now, name)
+        try:
+            JobSpec.model_validate(tried)
+        except ValidationError as error:
+            message = str(error.errors()[0]["msg"])[:512]
+            problems += (Problem(code="invalid-value", field=path, message=message),)
+            continue
+        now = tried
+    return JobSpec.model_validate(now), problems
+
+
+def _field_of(name: str) -> str:
+    return f"spec.{name}"
+
+
+def _without(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key != name}
+
+
+def _name(job: str, uid: str) -> str:
+    return f"{workspace_folder(job, uid)}-resolved"
+
+
+def _config_map(job: ResolvedJob, name: str, parts: Mapping[str, Any]) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(job, name, labels(job)),
+        "immutable": True,
+        "data": {file: canonical(data).decode() for file, data in parts.items()},
+    }
+
+
+def _parsed(body: Object) -> Accepted:
+    """Read a resolved job back. The digest is of what stands there, not of what we would write.
+
+    A newer operator may know fields that were not there: the job stays the one that it was.
+    """
+    data = body.get("data") or {}
+    try:
+        raw = json.loads(data["job.json"])
+        return Accepted(
+            job=ResolvedJob.model_validate(raw),
+            config_map=body["metadata"]["name"],
+            digest=digest_of(raw),
+            platform=Platform.model_validate(json.loads(data["platform.json"])),
+            queue_labels={str(k): str(v) for k, v in json.loads(data["queue.json"]).items()},
+        )
+    except (KeyError, ValueError, AttributeError) as error:
+        raise Lost(f"ConfigMap {body['metadata']['name']} cannot be read: {error}") from error
+
+
+def _frozen_choices(body: Object, uid: str) -> Choices | None:
+    owners = body["metadata"].get("ownerReferences") or ()
+    if uid not in {owner.get("uid") for owner in owners}:
+        return None
+    try:
+        return Choices.model_validate(json.loads((body.get("data") or {})["choices.json"]))
+    except (KeyError, ValueError):
+        return None
+
+
+__all__ = ["Acceptance", "Accepted", "Lost", "Profiles", "changed_spec"]

@@ -1,0 +1,381 @@
+"""The only client of the API server: JSON in, JSON out, every refusal a typed error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import kopf
+
+from finetune_api import GROUP
+
+Object = dict[str, Any]
+PAGE = 500
+"""Objects of one answer to a list."""
+TIMEOUT = 30.0
+
+
+class KubeError(Exception):
+    """An answer of the API server that is no success, or no answer."""
+
+    def __init__(self, code: int, message: str, reason: str = "") -> None:
+        """Hold the HTTP code (0: there was no answer), the message and the reason."""
+        self.code = code
+        self.message = message
+        self.reason = reason
+        super().__init__(f"{code} {reason}: {message}" if code else message)
+
+
+class NotFound(KubeError):
+    """The object, or its kind, does not exist."""
+
+
+class Conflict(KubeError):
+    """It exists already, or has changed since it was read."""
+
+
+class Forbidden(KubeError):
+    """The right is missing, a quota is used up, or a policy refuses it."""
+
+
+class Invalid(KubeError):
+    """The API server does not accept the object."""
+
+
+class Unavailable(KubeError):
+    """Nothing was decided: no answer, too many requests, an error of the server."""
+
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind of object as its address needs it."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """As an object holds it."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def root(self) -> str:
+        """Path of the group and version."""
+        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+
+    def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
+        """Return the path of an object, or of the collection."""
+        parts = [self.root]
+        if self.namespaced and namespace:
+            parts += ["namespaces", quote(namespace, safe="")]
+        parts.append(self.plural)
+        parts += [quote(part, safe="") for part in (name, subresource) if part]
+        return "/".join(parts)
+
+
+FINETUNE_JOBS = Resource(GROUP, "v1alpha1", "finetunejobs", "FineTuneJob")
+PROFILES = Resource(GROUP, "v1alpha1", "finetuneprofiles", "FineTuneProfile", namespaced=False)
+NAMESPACES = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
+PODS = Resource("", "v1", "pods", "Pod")
+CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
+SERVICES = Resource("", "v1", "services", "Service")
+CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
+EVENTS = Resource("", "v1", "events", "Event")
+BATCH_JOBS = Resource("batch", "v1", "jobs", "Job")
+PYTORCH_JOBS = Resource("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob")
+RESOURCES = {
+    (resource.api_version, resource.kind): resource
+    for resource in (
+        FINETUNE_JOBS,
+        PROFILES,
+        NAMESPACES,
+        PODS,
+        CONFIG_MAPS,
+        SERVICES,
+        CLAIMS,
+        EVENTS,
+        BATCH_JOBS,
+        PYTORCH_JOBS,
+    )
+}
+
+
+def resource_of(body: Mapping[str, Any]) -> Resource:
+    """Return where an object belongs; raises ``KeyError`` for a kind that we never write."""
+    return RESOURCES[(body["apiVersion"], body["kind"])]
+
+
+def login() -> kopf.ConnectionInfo:
+    """Return address and credentials: of the pod we run in, else of the kubeconfig.
+
+    Raises ``kopf.LoginError`` where there are neither.
+    """
+    settings = kopf.OperatorSettings()
+    found = kopf.login_with_service_account(settings=settings)
+    found = found or kopf.login_with_kubeconfig(settings=settings)
+    if found is None:
+        raise kopf.LoginError("neither a service account nor a kubeconfig was found")
+    return found
+
+
+class Kube:
+    """One pool of connections. Not for use by several event loops."""
+
+    def __init__(self, connections: int = 32) -> None:
+        """Read the credentials; nothing is asked yet."""
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None
+        self._server = ""
+        self._kinds: dict[str, tuple[float, bool]] = {}
+        self._login = asyncio.Lock()
+        self.last_answer: float = time.monotonic()
+        """When the API server last answered, whatever it said."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
+        """Read one object; raises ``NotFound``."""
+        return await self._ask("GET", resource.path(namespace, name))
+
+    async def find(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
+        """Read one object; None where there is none."""
+        try:
+            return await self.get(resource, namespace, name)
+        except NotFound:
+            return None
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        labels: str = "",
+        fields: str = "",
+    ) -> list[Object]:
+        """Read all objects of a kind, from one point in time, in pages.
+
+        A list that takes so long that its pages expire is begun again as a whole.
+        """
+        found: list[Object] = []
+        query = {"limit": str(PAGE), "labelSelector": labels, "fieldSelector": fields}
+        query = {name: text for name, text in query.items() if text}
+        token = ""
+        while True:
+            page = query | ({"continue": token} if token else {})
+            try:
+                answer = await self._ask("GET", resource.path(namespace), query=page)
+            except KubeError as error:
+                if error.code != 410 or not token:
+                    raise
+                found, token = [], ""
+                query.pop("limit", None)
+                continue
+            # The items of a list carry neither kind nor version.
+            for item in answer.get("items") or ():
+                found.append({"apiVersion": resource.api_version, "kind": resource.kind, **item})
+            token = (answer.get("metadata") or {}).get("continue") or ""
+            if not token:
+                return found
+
+    async def create(self, body: Object) -> Object:
+        """Create an object; raises ``Conflict`` where one of this name exists."""
+        resource = resource_of(body)
+        path = resource.path(body["metadata"].get("namespace"))
+        return await self._ask("POST", path, body, {"fieldManager": "finetune-operator"})
+
+    async def replace_status(self, resource: Resource, body: Object) -> Object:
+        """Write ``status``; raises ``Conflict`` where the object has changed since it was read.
+
+        The body is the object as it was read, with its resourceVersion, and the new status.
+        """
+        metadata = body["metadata"]
+        path = resource.path(metadata.get("namespace"), metadata["name"], "status")
+        return await self._ask("PUT", path, body, {"fieldManager": "finetune-operator"})
+
+    async def delete(
+        self,
+        body: Mapping[str, Any],
+        propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
+    ) -> None:
+        """Delete this very object, never another of its name; one that is gone is no error."""
+        metadata = body["metadata"]
+        resource = resource_of(body)
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": propagation,
+            "preconditions": {"uid": metadata["uid"]},
+        }
+        try:
+            path = resource.path(metadata.get("namespace"), metadata["name"])
+            await self._ask("DELETE", path, options)
+        except (NotFound, Conflict):
+            return
+
+    async def serves(self, resource: Resource, fresh: float = 60.0) -> bool:
+        """Tell whether the cluster knows a kind; the answer is up to ``fresh`` seconds old."""
+        key = f"{resource.root}/{resource.plural}"
+        at, known = self._kinds.get(key, (float("-inf"), False))
+        if time.monotonic() - at < fresh:
+            return known
+        try:
+            answer = await self._ask("GET", resource.root)
+            names = {entry.get("name") for entry in answer.get("resources") or ()}
+            known = resource.plural in names
+        except NotFound:
+            known = False
+        self._kinds[key] = (time.monotonic(), known)
+        return known
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Object:
+        session = await self._connected()
+        code, text, after = await self._send(session, method, path, body, query)
+        if code == 401:
+            # Tokens of service accounts are renewed on the disk; what we read has expired.
+            await self._log_in_again(session)
+            session = await self._connected()
+            code, text, after = await self._send(session, method, path, body, query)
+        self.last_answer = time.monotonic()
+        answer = _parsed(text)
+        if code < 400:
+            return answer
+        raise _error(code, answer, text, after)
+
+    async def _send(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        query: Mapping[str, str] | None,
+    ) -> tuple[int, str, float | None]:
+        url = self._server + path + (f"?{urlencode(query)}" if query else "")
+        try:
+            async with session.request(method, url, json=body) as answer:
+                text = await answer.text()
+                after = answer.headers.get("Retry-After", "")
+                return answer.status, text, float(after) if after.isdigit() else None
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError) as error:
+            raise Unavailable(0, f"no answer to {method} {path}: {error!r}") from error
+
+    async def _connected(self) -> aiohttp.ClientSession:
+        async with self._login:
+            if self._session is None:
+                info = await asyncio.to_thread(login)
+                self._server = info.server.rstrip("/")
+                self._session = aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(
+                        limit=self._connections, ssl=info.as_ssl_context()
+                    ),
+                    headers={**info.as_http_headers(), "User-Agent": "finetune-operator"},
+                    timeout=aiohttp.ClientTimeout(total=TIMEOUT, connect=10.0),
+                    json_serialize=_compact,
+                )
+            return self._session
+
+    async def _log_in_again(self, session: aiohttp.ClientSession) -> None:
+        async with self._login:
+            if self._session is session:
+                self._session = None
+                # Others may be reading answers of this session; the last of them closes it.
+                asyncio.get_running_loop().call_later(
+                    TIMEOUT, lambda: asyncio.ensure_future(session.close())
+                )
+
+
+def _compact(data: Any) -> str:
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _parsed(text: str) -> Object:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _error(code: int, answer: Object, text: str, after: float | None) -> KubeError:
+    message = str(answer.get("message") or text)[:1024]
+    reason = str(answer.get("reason") or "")
+    kinds: dict[int, type[KubeError]] = {
+        403: Forbidden,
+        404: NotFound,
+        409: Conflict,
+        400: Invalid,
+        413: Invalid,
+        422: Invalid,
+    }
+    if code in kinds:
+        return kinds[code](code, message, reason)
+    if code in (401, 408, 429) or code >= 500:
+        error = Unavailable(code, message, reason)
+        error.retry_after = after
+        return error
+    return KubeError(code, message, reason)
+
+
+def owner_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the owner that controls an object; empty where there is none."""
+    for owner in (body.get("metadata") or {}).get("ownerReferences") or ():
+        if owner.get("controller"):
+            return dict(owner)
+    return {}
+
+
+def uid_of(body: Mapping[str, Any]) -> str:
+    """Return the uid of an object."""
+    return str((body.get("metadata") or {}).get("uid") or "")
+
+
+def is_ending(body: Mapping[str, Any]) -> bool:
+    """Tell whether an object was told to go."""
+    return bool((body.get("metadata") or {}).get("deletionTimestamp"))
+
+
+__all__ = [
+    "BATCH_JOBS",
+    "CLAIMS",
+    "CONFIG_MAPS",
+    "EVENTS",
+    "FINETUNE_JOBS",
+    "NAMESPACES",
+    "PODS",
+    "PROFILES",
+    "PYTORCH_JOBS",
+    "SERVICES",
+    "Conflict",
+    "Forbidden",
+    "Invalid",
+    "Kube",
+    "KubeError",
+    "NotFound",
+    "Object",
+    "Resource",
+    "Unavailable",
+    "is_ending",
+    "login",
+    "owner_of",
+    "resource_of",
+    "uid_of",
+]

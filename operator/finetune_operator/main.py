@@ -1,0 +1,262 @@
+"""``python -m finetune_operator.main``: the operator as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+import kopf
+
+from finetune_operator import metrics, probes
+from finetune_operator.acceptance import Acceptance, Profiles
+from finetune_operator.events import Recorder
+from finetune_operator.kube import FINETUNE_JOBS, Conflict, Kube, KubeError, Unavailable
+from finetune_operator.observe import Observer
+from finetune_operator.progress import Puller
+from finetune_operator.queue import Key, Queue, Schedule
+from finetune_operator.settings import Settings, instance, kopf_settings, read_settings
+from finetune_operator.watch import LastSeen, make_registry
+from finetune_operator.worker import Worker
+
+log = logging.getLogger("finetune_operator")
+
+JOB: ContextVar[str] = ContextVar("job", default="")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, with the job that it is about."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as one line."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if JOB.get():
+            line["job"] = JOB.get()
+        attempt = getattr(record, "attempt", None)
+        if attempt is not None:
+            line["attempt"] = attempt
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class Operator:
+    """Everything that runs, until one part of it ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Put the parts together; nothing runs yet."""
+        self.settings = settings
+        self.queue = Queue(
+            Schedule(
+                rate=settings.looks_per_second, burst=max(1, int(2 * settings.looks_per_second))
+            )
+        )
+        self.kube = Kube(settings.connections)
+        self.profiles = Profiles(self.kube)
+        acceptance = Acceptance(self.kube, self.profiles, settings.trainer_image)
+        seen = LastSeen()
+        self.puller = Puller(
+            self.queue.add, every=settings.progress_seconds, rate=settings.progress_per_second
+        )
+        self.worker = Worker(
+            kube=self.kube,
+            acceptance=acceptance,
+            observer=Observer(self.kube, acceptance, seen, self.puller),
+            puller=self.puller,
+            recorder=Recorder(self.kube, instance()),
+            progress_seconds=settings.progress_seconds,
+            unreachable_seconds=settings.unreachable_seconds,
+            restarts_at_once=settings.restarts_at_once,
+        )
+        self.health = probes.Health(relist_every=settings.relist_seconds)
+        self.registry = make_registry(
+            enqueue=self.queue.add, profile_changed=self._profile_changed, seen=seen
+        )
+        metrics.follow(
+            lambda: float(self.queue.depth),
+            lambda: float(len(self.queue)),
+            lambda: self.health.relist_age,
+        )
+
+    async def run(self) -> int:
+        """Run until told to end (returns 0), or until a part ends that never should (returns 1)."""
+        told = asyncio.Event()
+        _listen(told)
+        settings = self.settings
+        server = await probes.serve(self.health, settings.probe_address, settings.probe_port)
+        started, stop = asyncio.Event(), asyncio.Event()
+        parts: dict[asyncio.Task[None], str] = {}
+
+        def part(name: str, work: Coroutine[Any, Any, None]) -> None:
+            parts[asyncio.create_task(work, name=name)] = name
+
+        part("the watch", self._watch(started, stop, told))
+        part("the list of jobs", self._relist(started))
+        for number in range(settings.workers):
+            part(f"worker {number}", self._work(number))
+        end = asyncio.create_task(told.wait())
+        try:
+            done, _ = await asyncio.wait({end, *parts}, return_when=asyncio.FIRST_COMPLETED)
+            return 0 if end in done else self._fallen(done, parts)
+        finally:
+            stop.set()
+            for task in (end, *parts):
+                task.cancel()
+            await asyncio.wait({end, *parts}, timeout=5.0)
+            await self.puller.close()
+            await self.kube.close()
+            await server.cleanup()
+
+    def _fallen(self, done: set[asyncio.Task[Any]], parts: dict[asyncio.Task[None], str]) -> int:
+        for task in done & set(parts):
+            self.health.stopped = parts[task]
+            error = None if task.cancelled() else task.exception()
+            log.error("%s has stopped; the process ends", parts[task], exc_info=error)
+        return 1
+
+    async def _watch(
+        self, started: asyncio.Event, stop: asyncio.Event, told: asyncio.Event
+    ) -> None:
+        names = self.settings.namespaces
+        watching = asyncio.create_task(
+            kopf.operator(
+                registry=self.registry,
+                settings=kopf_settings(self.settings.workers),
+                standalone=True,
+                clusterwide=not names,
+                namespaces=names,
+                ready_flag=started,
+                stop_flag=stop,
+            )
+        )
+        begun = asyncio.create_task(started.wait())
+        try:
+            await asyncio.wait({watching, begun}, return_when=asyncio.FIRST_COMPLETED)
+            # The library has taken the signals for itself; all of the parts end together.
+            _listen(told)
+            await watching
+        finally:
+            begun.cancel()
+            watching.cancel()
+
+    async def _relist(self, started: asyncio.Event) -> None:
+        """List all jobs now and then: whatever a watch may miss, it is not missed for long."""
+        await started.wait()
+        while True:
+            try:
+                await self._list_once()
+                self.health.watching = True
+                wait = self.settings.relist_seconds
+            except KubeError as error:
+                metrics.API_ERRORS.labels(str(error.code)).inc()
+                log.warning("the jobs could not be listed: %s", error)
+                wait = min(10.0, self.settings.relist_seconds)
+            await asyncio.sleep(wait * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
+
+    async def _list_once(self) -> None:
+        found = {}
+        for namespace in self.settings.namespaces or (None,):
+            for body in await self.kube.list(FINETUNE_JOBS, namespace):
+                metadata = body["metadata"]
+                found[Key(metadata["namespace"], metadata["name"])] = metadata["resourceVersion"]
+        first = self.health.last_relist is None
+        self.health.last_relist = time.monotonic()
+        settled = self.worker.settled
+        for key in set(settled) - set(found):
+            self.queue.add(key)
+        spread = 0.0 if first else min(30.0, self.settings.relist_seconds / 4)
+        for key, version in found.items():
+            if settled.get(key) != version:
+                self.queue.add(key, random.uniform(0, spread))  # noqa: S311 - spreads load
+
+    def _profile_changed(self) -> None:
+        self.profiles.changed()
+        for key in tuple(self.worker.unaccepted):
+            self.queue.add(key)
+
+    async def _work(self, number: int) -> None:
+        while True:
+            key = await self.queue.take()
+            self.health.looking_since[number] = time.monotonic()
+            mark = JOB.set(str(key))
+            try:
+                await self._look(key)
+            finally:
+                JOB.reset(mark)
+                self.health.looking_since.pop(number, None)
+                self.queue.done(key)
+
+    async def _look(self, key: Key) -> None:
+        """Look once. A job that cannot be looked at hurts nobody but itself."""
+        began = time.monotonic()
+        result = "done"
+        try:
+            wait = await self.worker.look(key)
+            self.queue.succeed(key)
+            if wait is not None:
+                self.queue.add(key, wait)
+        except Conflict as error:
+            result = "conflict"
+            metrics.API_ERRORS.labels("409").inc()
+            log.debug("it has changed since it was read: %s", error)
+            self.queue.fail(key)
+        except KubeError as error:
+            result = "error"
+            metrics.API_ERRORS.labels(str(error.code)).inc()
+            metrics.RETRIES.inc()
+            after = error.retry_after if isinstance(error, Unavailable) else None
+            wait = self.queue.fail(key, after or 0.0)
+            log.warning("%s; again in %.1f s", error, wait)
+        except Exception:
+            result = "failed"
+            metrics.RETRIES.inc()
+            wait = self.queue.fail(key)
+            log.exception("the look failed; again in %.1f s", wait)
+        metrics.LOOKS.labels(result).inc()
+        metrics.LOOK_SECONDS.observe(time.monotonic() - began)
+
+
+def _listen(told: asyncio.Event) -> None:
+    """Let SIGTERM and SIGINT end the process in order."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+
+
+def set_up_logging(level: str) -> None:
+    """Write JSON lines to the standard error; the library says only what is worth it."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    for name in ("kopf", "aiohttp", "asyncio"):
+        logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelName(level)))
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+
+
+def main() -> int:
+    """Run the operator; the exit code is 1 where a part of it has stopped by itself."""
+    settings = read_settings(sys.argv[1:], os.environ)
+    set_up_logging(settings.log_level)
+    log.info("starting", extra={"settings": settings.to_json()})
+    return asyncio.run(Operator(settings).run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,343 @@
+"""What can be seen of a job in the cluster: children and pods, its volume, its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from finetune_api.checkpoint import Claim
+from finetune_api.names import LABEL_UID, workspace_folder
+from finetune_api.problem import Problem
+from finetune_api.reports import CompletionManifest, TerminationReport
+from finetune_api.resolved import Choices, Stage, StageConfig
+from finetune_api.status import Child, JobStatus
+from finetune_operator.acceptance import Acceptance, Accepted
+from finetune_operator.backend import (
+    BACKENDS,
+    CPU_STAGES,
+    Backend,
+    attempt,
+    choose,
+    prepare_or_publish,
+    remains,
+)
+from finetune_operator.gang import members
+from finetune_operator.kube import (
+    BATCH_JOBS,
+    CLAIMS,
+    EVENTS,
+    PODS,
+    PYTORCH_JOBS,
+    Forbidden,
+    Kube,
+    Object,
+    is_ending,
+    owner_of,
+    uid_of,
+)
+from finetune_operator.observed import ChildState, Kinds, Observed, Waiting, WorkspaceState
+from finetune_operator.ownership import owned_by
+from finetune_operator.progress import Puller, Source
+from finetune_operator.queue import Key
+from finetune_operator.render.claims import claim_of
+from finetune_operator.render.workspace import made_by_us, made_for, shared, workspace
+from finetune_operator.resolve.paths import look
+from finetune_operator.watch import LastSeen
+
+
+@dataclass(frozen=True)
+class Around:
+    """The objects behind what was observed, as they were read."""
+
+    backend: Backend | None
+    """None: the cluster has not what the job names."""
+    children: tuple[Object, ...] = ()
+    pods: tuple[Object, ...] = ()
+    workspace_to_make: Object | None = None
+    old_workspace: str = ""
+    """The folder of an earlier job in the claim that is used again."""
+    problems: tuple[Problem, ...] = ()
+    """Changes of the object that do not count."""
+
+    def orphans(self, child: str) -> list[Object]:
+        """Return the pods of a child whose own object is gone."""
+        there = {uid_of(body) for body in self.children}
+        owners = ((pod, owner_of(pod)) for pod in self.pods)
+        return [
+            pod
+            for pod, owner in owners
+            if owner.get("name") == child and owner.get("uid") not in there
+        ]
+
+
+@dataclass
+class Observer:
+    """Looks at one job after another; what it keeps between looks can be lost."""
+
+    kube: Kube
+    acceptance: Acceptance
+    seen: LastSeen
+    puller: Puller
+
+    async def observe(
+        self, body: Object, accepted: Accepted, status: JobStatus
+    ) -> tuple[Around, Observed]:
+        """Return everything that the planner wants to know, and the objects behind it.
+
+        Children are read before their pods: what a child says of its end is never newer than what
+        is seen of the pods.
+        """
+        job = accepted.job
+        live, problems = await self.acceptance.live(body, accepted)
+        pytorch = await self.kube.serves(PYTORCH_JOBS)
+        available = ["PyTorchJob", "Job"] if pytorch else ["Job"]
+        wanted = job.spec.backend or status.backend or None
+        backend = choose(wanted, available)
+        children = await self._children(job.namespace, job.uid, pytorch=pytorch)
+        pods = await self.kube.list(PODS, job.namespace, f"{LABEL_UID}={job.uid}")
+        there = {uid_of(pod) for pod in pods}
+        gone = [pod for pod in self.seen.of_job(job.uid) if uid_of(pod) not in there]
+        states = [await self._state(child, pods, gone, status) for child in children]
+        states += _remains(children, pods, gone, status, job.spec.resources.nodes)
+        space, around = await self._workspace(accepted, status)
+        if backend is None:
+            space = replace(space, problem=_no_backend(str(wanted)))
+        reports = _reports(states, status.child)
+        found = Observed(
+            live=live,
+            children=tuple(states),
+            choices=await self.acceptance.choices(accepted, _choices(states)),
+            progress=self.puller.known(job.uid),
+            claim=_claim(job.uid, status, reports, self.puller),
+            published=_published(accepted, status, reports),
+            workspace=space,
+            kinds=Kinds("Job", backend.kind if backend else str(wanted), "Job"),
+        )
+        seen = replace(
+            around,
+            backend=backend,
+            children=tuple(children),
+            pods=tuple(pods),
+            problems=problems,
+        )
+        return seen, found
+
+    async def render(
+        self,
+        accepted: Accepted,
+        around: Around,
+        config: StageConfig,
+        child: Child,
+        number: int,
+    ) -> tuple[Object, ...]:
+        """Return what a child is made of, in the order in which to make it, the child last."""
+        placement = await self.acceptance.placement(accepted)
+        if config.stage != "train":
+            return prepare_or_publish(config, child.name, number, placement)
+        backend = around.backend or CPU_STAGES
+        return attempt(BACKENDS.get(child.kind, backend), config, child.name, placement)
+
+    def source(
+        self, key: Key, accepted: Accepted, status: JobStatus, around: Around, seen: Observed
+    ) -> Source | None:
+        """Return where the progress of the attempt that runs is read; None where none does."""
+        child = seen.child(status.child)
+        if status.trained or not status.prepared or child is None or child.over:
+            return None
+        first = [one for one in members(child.uid, around.pods) if one.index == 0 and one.runs]
+        address = look(first[-1].pod, "status", "podIP") if first else None
+        if not isinstance(address, str) or not address:
+            return None
+        return Source(key, accepted.job.uid, status.attempt, address)
+
+    def forget_pods(self, uid: str) -> None:
+        """Let go of the pods of a job that is gone or has ended."""
+        self.seen.forget(uid)
+
+    async def _children(self, namespace: str, uid: str, *, pytorch: bool) -> list[Object]:
+        """Return the children of a job: by label, and only those that it owns."""
+        selector = f"{LABEL_UID}={uid}"
+        found = await self.kube.list(BATCH_JOBS, namespace, selector)
+        if pytorch:
+            found += await self.kube.list(PYTORCH_JOBS, namespace, selector)
+        return [body for body in found if owner_of(body).get("uid") == uid]
+
+    async def _state(
+        self, child: Object, pods: Sequence[Object], gone: Sequence[Object], status: JobStatus
+    ) -> ChildState:
+        backend = BACKENDS.get(child["kind"], CPU_STAGES)
+        state = backend.read(child, pods, gone)
+        is_current = status.child is not None and status.child.name == state.name
+        if state.over or state.ran or not is_current or is_ending(child):
+            return state
+        # It does not run yet: what keeps its pods from being made stands in Events alone.
+        try:
+            events = await self.kube.list(
+                EVENTS, child["metadata"]["namespace"], fields=f"involvedObject.uid={uid_of(child)}"
+            )
+        except Forbidden:
+            return state
+        return backend.read(child, pods, gone, events)
+
+    async def _workspace(
+        self, accepted: Accepted, status: JobStatus
+    ) -> tuple[WorkspaceState, Around]:
+        """Look at the claim of the job's folder."""
+        job = accepted.job
+        name = claim_of(job)
+        found = await self.kube.find(CLAIMS, job.namespace, name)
+        to_make = workspace(job)
+        around = Around(None)
+        if found is None:
+            if to_make is not None and not status.prepared:
+                several = job.spec.resources.nodes > 1
+                return WorkspaceState(shared=several), replace(around, workspace_to_make=to_make)
+            text = f"claim {name} does not exist"
+            text += "; create it" if to_make is None else ": what was prepared and saved is gone"
+            return WorkspaceState(problem=Waiting("WorkspaceMissing", text)), around
+        several = shared(found)
+        problem = workspace_problem(found, job.uid, made=to_make is not None)
+        if problem is None and job.spec.resources.nodes > 1 and not several:
+            text = (
+                f"claim {name} can be used by one node only, and resources.nodes is"
+                f" {job.spec.resources.nodes}; name a claim with ReadWriteMany"
+            )
+            problem = Waiting("WorkspaceNotShared", text)
+        owner = made_for(found)
+        if to_make is not None and owner not in (None, job.uid):
+            around = replace(around, old_workspace=workspace_folder(job.name, str(owner)))
+        return WorkspaceState(shared=several, problem=problem), around
+
+
+def workspace_problem(claim: Object, uid: str, *, made: bool) -> Waiting | None:
+    """Return why a claim that exists cannot be used; None when it can.
+
+    ``made``: it is one that we make. Such a claim is used again with our label and without a live
+    owner: its name is the job's, so whoever it was made for is gone.
+    """
+    name = claim["metadata"]["name"]
+    if is_ending(claim):
+        return Waiting("WorkspaceEnding", f"claim {name} is being removed")
+    if (claim.get("status") or {}).get("phase") == "Lost":
+        return Waiting("WorkspaceLost", f"the volume of claim {name} does not exist any more")
+    if not made:
+        return None
+    if not made_by_us(claim):
+        text = f"claim {name} exists and was not made for a job; name it in workspace.claimName"
+        return Waiting("WorkspaceTaken", f"{text}, or remove it")
+    if owner_of(claim) and not owned_by(claim, uid):
+        return Waiting("WorkspaceEnding", f"claim {name} goes with the job that it was made for")
+    return None
+
+
+def _no_backend(wanted: str) -> Waiting:
+    return Waiting(
+        "BackendMissing",
+        f"this cluster has no {wanted}; install it, or leave spec.backend out",
+    )
+
+
+def _remains(
+    children: Sequence[Object],
+    pods: Sequence[Object],
+    gone: Sequence[Object],
+    status: JobStatus,
+    nodes: int,
+) -> list[ChildState]:
+    """Return children whose own object is gone while pods of theirs exist."""
+    there = {uid_of(body) for body in children}
+    owners = {
+        str(owner["uid"]): str(owner["name"])
+        for owner in map(owner_of, pods)
+        if owner.get("uid") and owner["uid"] not in there and owner.get("kind") in BACKENDS
+    }
+    found = []
+    for uid, name in sorted(owners.items()):
+        current = status.child is not None and status.child.uid == uid
+        processes = nodes if current and _stage(status) == "train" else 1
+        found.append(remains(name, uid, processes, pods, gone))
+    return found
+
+
+def _stage(status: JobStatus) -> Stage:
+    if not status.prepared:
+        return "prepare"
+    return "publish" if status.trained else "train"
+
+
+def _reports(states: Sequence[ChildState], child: Child | None) -> list[TerminationReport]:
+    """Return what the processes of the ledger's child said, the first node's word first."""
+    found = [
+        end.report
+        for state in states
+        if child is not None and state.name == child.name and child.uid in ("", state.uid)
+        for end in state.ends
+        if end.report is not None
+    ]
+    return sorted(found, key=lambda report: report.node)
+
+
+def _choices(states: Sequence[ChildState]) -> Choices | None:
+    """Return what a preparation chose that has ended with success."""
+    for state in states:
+        for end in state.ends:
+            report = end.report
+            if report is not None and report.stage == "prepare" and end.exit_code == 0:
+                return report.choices
+    return None
+
+
+def _claim(
+    uid: str, status: JobStatus, reports: Sequence[TerminationReport], puller: Puller
+) -> Claim | None:
+    """Return the claim of the attempt, as its progress or its end tells of it."""
+    progress = puller.known(uid)
+    for report in reports:
+        if report.stage == "train" and report.claim and report.attempt == status.attempt:
+            return Claim(
+                sequence=report.claim,
+                job_uid=uid,
+                attempt=report.attempt,
+                pod_uid="",
+                resumes_from=report.resumed_from,
+                rejected=report.rejected,
+                time="",
+            )
+    if progress is None or not progress.claim or progress.attempt != status.attempt:
+        return None
+    return Claim(
+        sequence=progress.claim,
+        job_uid=uid,
+        attempt=progress.attempt,
+        pod_uid="",
+        resumes_from=progress.resumed_from,
+        time=progress.time,
+    )
+
+
+def _published(
+    accepted: Accepted, status: JobStatus, reports: Sequence[TerminationReport]
+) -> CompletionManifest | None:
+    """Return what is known here of the finished model; its manifest lies beside it."""
+    done = [one for one in reports if one.stage == "publish" and one.exit_code == 0]
+    if not done or not status.trained:
+        return None
+    job, spec, said = accepted.job, accepted.job.spec, done[0]
+    folder = workspace_folder(job.name, job.uid)
+    methods = [name for name in type(spec.method).model_fields if getattr(spec.method, name)]
+    return CompletionManifest(
+        job=job.name,
+        job_uid=job.uid,
+        uri=spec.output.uri or f"pvc://{claim_of(job)}/{folder}/output",
+        base_model=spec.model.uri,
+        base_digest=accepted.digest,
+        method=methods[0] if methods else "",
+        objective="",
+        merged=spec.output.merge,
+        selected_step=said.step,
+        selected_from=said.checkpoint,
+        steps=said.step,
+        evaluation_after=said.evaluation,
+        files=(),
+        time=status.finished_at or "",
+    )

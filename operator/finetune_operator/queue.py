@@ -1,0 +1,168 @@
+"""Which job is looked at next: each at most once at a time, not too often, not all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+SHORTEST = 0.5
+LONGEST = 120.0
+
+
+class Key(NamedTuple):
+    """A job, by where it lives."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        """As people write it."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass
+class Schedule:
+    """The queue without a loop and without a clock: every method is told the time.
+
+    A key is due at one time only, the earliest that was asked for. While it is worked on it is not
+    given out again; what comes in the meantime is kept. ``rate`` keys a second are given out, with
+    up to ``burst`` at once.
+    """
+
+    rate: float = 50.0
+    burst: int = 100
+    _due: dict[Key, float] = field(default_factory=dict)
+    _heap: list[tuple[float, Key]] = field(default_factory=list)
+    _active: set[Key] = field(default_factory=set)
+    _failures: dict[Key, int] = field(default_factory=dict)
+    _tokens: float | None = None
+    _filled: float = 0.0
+
+    def __len__(self) -> int:
+        """How many wait, whether due or not."""
+        return len(self._due)
+
+    def ready(self, now: float) -> int:
+        """How many are due and nobody works on."""
+        return sum(1 for key, at in self._due.items() if at <= now and key not in self._active)
+
+    def add(self, key: Key, now: float, delay: float = 0.0) -> None:
+        """Ask for a look after a delay; a time that was asked for before stays if it is earlier."""
+        at = now + max(0.0, delay)
+        if key in self._due and self._due[key] <= at:
+            return
+        self._due[key] = at
+        heapq.heappush(self._heap, (at, key))
+
+    def fail(self, key: Key, now: float, at_least: float = 0.0) -> float:
+        """Ask for another look after a failure, each time twice as late; returns the delay."""
+        count = self._failures.get(key, 0)
+        self._failures[key] = count + 1
+        delay = max(at_least, min(LONGEST, SHORTEST * 2.0 ** min(count, 16)))
+        self.add(key, now, delay)
+        return delay
+
+    def succeed(self, key: Key) -> None:
+        """Forget the failures of a key."""
+        self._failures.pop(key, None)
+
+    def take(self, now: float) -> Key | None:
+        """Give out the key that is due longest; None where there is none, or the rate is used up."""
+        if self._available(now) < 1:
+            return None
+        held: list[tuple[float, Key]] = []
+        found: Key | None = None
+        while self._heap and self._heap[0][0] <= now:
+            at, key = heapq.heappop(self._heap)
+            if self._due.get(key) != at:
+                continue
+            if key in self._active:
+                held.append((at, key))
+                continue
+            del self._due[key]
+            self._active.add(key)
+            assert self._tokens is not None
+            self._tokens -= 1
+            found = key
+            break
+        for entry in held:
+            heapq.heappush(self._heap, entry)
+        return found
+
+    def done(self, key: Key) -> None:
+        """Say that the look is over."""
+        self._active.discard(key)
+
+    def wait(self, now: float) -> float | None:
+        """Return the seconds until a take may succeed; None: not before something is added."""
+        times = [at for key, at in self._due.items() if key not in self._active]
+        if not times:
+            return None
+        missing = max(0.0, 1.0 - self._available(now))
+        return max(0.0, min(times) - now, missing / self.rate)
+
+    def _available(self, now: float) -> float:
+        if self._tokens is None:
+            self._tokens, self._filled = float(self.burst), now
+        passed = max(0.0, now - self._filled)
+        self._tokens = min(float(self.burst), self._tokens + passed * self.rate)
+        self._filled = now
+        return self._tokens
+
+
+class Queue:
+    """A schedule that coroutines wait on."""
+
+    def __init__(
+        self, schedule: Schedule | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Begin empty."""
+        self._schedule = schedule or Schedule()
+        self._clock = clock
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        """How many wait, whether due or not."""
+        return len(self._schedule)
+
+    @property
+    def depth(self) -> int:
+        """How many are due and nobody works on."""
+        return self._schedule.ready(self._clock())
+
+    def add(self, key: Key, delay: float = 0.0) -> None:
+        """Ask for a look."""
+        self._schedule.add(key, self._clock(), delay)
+        self._changed.set()
+
+    def fail(self, key: Key, at_least: float = 0.0) -> float:
+        """Ask for another look after a failure; returns the delay in seconds."""
+        delay = self._schedule.fail(key, self._clock(), at_least)
+        self._changed.set()
+        return delay
+
+    def succeed(self, key: Key) -> None:
+        """Forget the failures of a key."""
+        self._schedule.succeed(key)
+
+    async def take(self) -> Key:
+        """Wait for a key that is due; every take needs its ``done``."""
+        while True:
+            key = self._schedule.take(self._clock())
+            if key is not None:
+                return key
+            self._changed.clear()
+            wait = self._schedule.wait(self._clock())
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait)
+            except TimeoutError:
+                continue
+
+    def done(self, key: Key) -> None:
+        """Say that the look is over."""
+        self._schedule.done(key)
+        self._changed.set()

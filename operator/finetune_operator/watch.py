@@ -1,0 +1,158 @@
+"""What is watched. A handler does two things: keep how a pod ended, and ask for a look at its job."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import kopf
+
+from finetune_api.names import LABEL_JOB, LABEL_UID
+from finetune_operator import metrics
+from finetune_operator.kube import (
+    BATCH_JOBS,
+    CLAIMS,
+    FINETUNE_JOBS,
+    PODS,
+    PROFILES,
+    PYTORCH_JOBS,
+    Object,
+    Resource,
+    login,
+    uid_of,
+)
+from finetune_operator.queue import Key
+
+LIMIT = 16_384
+"""Pods whose last state is kept."""
+_KEPT = (
+    "name",
+    "namespace",
+    "uid",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+)
+
+
+class LastSeen:
+    """The last that was seen of pods that have ended or are going, by uid; the oldest are dropped.
+
+    A pod that is deleted takes the account of its end with it. Its last change, which the watch
+    delivers, has it; so it is kept here until the job's ledger has it.
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        """Begin empty."""
+        self._limit = limit
+        self._pods: OrderedDict[str, Object] = OrderedDict()
+        self._jobs: dict[str, set[str]] = {}
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._pods)
+
+    def keep(self, pod: Mapping[str, Any]) -> None:
+        """Keep the newest state of a pod."""
+        uid = uid_of(pod)
+        if not uid:
+            return
+        self._pods[uid] = trimmed(pod)
+        self._pods.move_to_end(uid)
+        self._jobs.setdefault(_job_uid(pod), set()).add(uid)
+        while len(self._pods) > self._limit:
+            self._drop(next(iter(self._pods)))
+
+    def of_job(self, job_uid: str) -> list[Object]:
+        """Return the pods of one job, by name."""
+        found = [self._pods[uid] for uid in self._jobs.get(job_uid, ())]
+        return sorted(found, key=lambda pod: (str(pod["metadata"].get("name")), uid_of(pod)))
+
+    def forget(self, job_uid: str) -> None:
+        """Drop the pods of a job that is gone, or that has ended."""
+        for uid in tuple(self._jobs.get(job_uid, ())):
+            self._drop(uid)
+
+    def _drop(self, uid: str) -> None:
+        job_uid = _job_uid(self._pods.pop(uid))
+        pods = self._jobs[job_uid]
+        pods.discard(uid)
+        if not pods:
+            del self._jobs[job_uid]
+
+
+def trimmed(pod: Mapping[str, Any]) -> Object:
+    """Return what tells how a pod ended, without its template."""
+    metadata = pod.get("metadata") or {}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {name: metadata[name] for name in _KEPT if name in metadata},
+        "spec": {
+            name: pod["spec"][name]
+            for name in ("nodeName", "terminationGracePeriodSeconds")
+            if name in (pod.get("spec") or {})
+        },
+        "status": dict(pod.get("status") or {}),
+    }
+
+
+def _job_uid(pod: Mapping[str, Any]) -> str:
+    return str(((pod.get("metadata") or {}).get("labels") or {}).get(LABEL_UID) or "")
+
+
+def is_worth_keeping(pod: Mapping[str, Any], deleted: bool) -> bool:
+    """Tell whether a pod may be gone before its job is looked at."""
+    phase = (pod.get("status") or {}).get("phase")
+    ending = (pod.get("metadata") or {}).get("deletionTimestamp")
+    return bool(deleted or ending or phase in ("Succeeded", "Failed"))
+
+
+def make_registry(
+    *,
+    enqueue: Callable[[Key], None],
+    profile_changed: Callable[[], None],
+    seen: LastSeen,
+) -> kopf.OperatorRegistry:
+    """Return the handlers. They do no I/O, and what one object does to them hurts no other."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def log_in(**_: Any) -> kopf.ConnectionInfo:
+        return login()
+
+    def watch(resource: Resource, handler: Callable[..., None], **filters: Any) -> None:
+        kopf.on.event(
+            resource.group, resource.version, resource.plural, registry=registry, **filters
+        )(handler)
+
+    def job_changed(namespace: str | None, name: str | None, **_: Any) -> None:
+        metrics.WATCH_EVENTS.labels(FINETUNE_JOBS.kind).inc()
+        if namespace and name:
+            enqueue(Key(namespace, name))
+
+    def profile_seen(**_: Any) -> None:
+        metrics.WATCH_EVENTS.labels(PROFILES.kind).inc()
+        profile_changed()
+
+    def child_changed(body: kopf.Body, namespace: str | None, **_: Any) -> None:
+        metrics.WATCH_EVENTS.labels(str(body.get("kind") or "")[:64]).inc()
+        job = (body.metadata.labels or {}).get(LABEL_JOB)
+        if namespace and job:
+            enqueue(Key(namespace, job))
+
+    def pod_changed(body: kopf.Body, type: str | None, **rest: Any) -> None:  # noqa: A002
+        if is_worth_keeping(body, type == "DELETED"):
+            seen.keep(body)
+        child_changed(body=body, **rest)
+
+    watch(FINETUNE_JOBS, job_changed)
+    watch(PROFILES, profile_seen)
+    watch(PODS, pod_changed, labels={LABEL_UID: kopf.PRESENT})
+    for resource in (BATCH_JOBS, PYTORCH_JOBS, CLAIMS):
+        watch(resource, child_changed, labels={LABEL_JOB: kopf.PRESENT})
+    return registry

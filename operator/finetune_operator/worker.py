@@ -1,0 +1,260 @@
+"""One look at a job: read, account, write the ledger; or, where there is no news, plan and act."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_api.problem import Refused
+from finetune_api.status import JobStatus, ResolvedRef
+from finetune_operator import metrics
+from finetune_operator.acceptance import Acceptance, Accepted, Lost
+from finetune_operator.act import Deed, act, clean
+from finetune_operator.events import Recorder, transitions
+from finetune_operator.kube import FINETUNE_JOBS, Kube, Object, is_ending, uid_of
+from finetune_operator.observe import Around, Observer
+from finetune_operator.observed import Observed
+from finetune_operator.ownership import NameTaken
+from finetune_operator.plan import account, plan
+from finetune_operator.progress import Puller
+from finetune_operator.queue import Key
+from finetune_operator.refusal import refused, words
+from finetune_operator.status import derive
+from finetune_operator.steps import (
+    Finish,
+    StartAttempt,
+    StartPrepare,
+    StartPublish,
+    Step,
+    Stop,
+    Wait,
+)
+
+log = logging.getLogger(__name__)
+
+SOON = 0.0
+STARTED = 5.0
+"""Seconds after which a start that gave no sign is looked at again."""
+_SOFT = frozenset({"progress", "memory", "summary"})
+"""What moves with every step: written with the progress, and not by itself."""
+
+
+@dataclass
+class Worker:
+    """What a look needs. Nothing in it is lost with the process but time."""
+
+    kube: Kube
+    acceptance: Acceptance
+    observer: Observer
+    puller: Puller
+    recorder: Recorder
+    progress_seconds: float = 60.0
+    unreachable_seconds: float = 30.0
+    restarts_at_once: int = 50
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    unaccepted: set[Key] = field(default_factory=set)
+    """Looked at again when a profile changes."""
+    settled: dict[Key, str] = field(default_factory=dict)
+    """Jobs that rest after their end, with the version in which they were seen to."""
+    _uids: dict[Key, str] = field(default_factory=dict)
+    _restarting: set[str] = field(default_factory=set)
+
+    async def look(self, key: Key) -> float | None:
+        """Look at a job once; returns the seconds until the next look, None: when something happens.
+
+        Raises ``KubeError`` where the API server did not do what it was asked. Nothing is lost by
+        that: the next look begins anew.
+        """
+        body = await self.kube.find(FINETUNE_JOBS, key.namespace, key.name)
+        self._meet(key, uid_of(body) if body is not None else "")
+        if body is None or is_ending(body):
+            return None
+        try:
+            status = JobStatus.model_validate(body.get("status") or {})
+        except ValidationError as error:
+            text = f"status cannot be read, so nothing is done: {_first(error)}"
+            log.error(text)
+            await self.recorder.record(body, "Warning", "StatusUnreadable", text)
+            return None
+        try:
+            accepted = await self.acceptance.accepted(body, status)
+        except Refused as refusal:
+            await self._refuse(key, body, status, *words(refusal.problems))
+            return None
+        except NameTaken as taken:
+            await self._refuse(key, body, status, "NameTaken", taken.message)
+            return self.unreachable_seconds
+        except Lost as lost:
+            await self._refuse(key, body, status, "ResolvedJobLost", str(lost))
+            return self.unreachable_seconds
+        self.unaccepted.discard(key)
+        return await self._turn(key, body, status, accepted)
+
+    async def _turn(
+        self, key: Key, body: Object, status: JobStatus, accepted: Accepted
+    ) -> float | None:
+        """Account; write the ledger where it has changed, and stop there. Else plan and act."""
+        job = accepted.job
+        if status.resolved is None:
+            ref = ResolvedRef(config_map=accepted.config_map, digest=accepted.digest)
+            known = status.model_copy(update={"resolved": ref})
+        else:
+            known = status
+        around, seen = await self.observer.observe(body, accepted, known)
+        await self._tell(body, around)
+        now = self.clock()
+        ledger = account(job, known, seen, now)
+        step = plan(job, ledger, seen, now)
+        assert isinstance(ledger, JobStatus)
+        if ledger != status:
+            after = derive(job, ledger, seen, step, now, known)
+            await self._write(body, status, after, "ledger")
+            self._count(status, after)
+            return SOON
+        deed = Deed(body, accepted, status, seen, around, self.observer)
+        done = self._held_back(job.uid, step) or await act(self.kube, step, deed)
+        if isinstance(done, Finish) and done.expired:
+            return None
+        after = derive(job, ledger, seen, done, now, status)
+        if is_worth_writing(status, after):
+            await self._write(body, status, after, "derived")
+        elif not isinstance(done, StartPrepare | StartAttempt | StartPublish | Stop):
+            await clean(self.kube, deed)
+        self._follow(key, deed, after)
+        if isinstance(done, Finish):
+            self._rest(key, body, done, job.uid)
+        return self._next(done, seen, now, changed=done is not step)
+
+    async def _tell(self, body: Object, around: Around) -> None:
+        """Say what the user would not see otherwise."""
+        if around.old_workspace:
+            text = f"the claim holds the folder of an earlier job too: {around.old_workspace}"
+            await self.recorder.record(body, "Normal", "WorkspaceReused", text)
+        if around.problems:
+            _, text = words(around.problems)
+            await self.recorder.record(body, "Warning", "ChangeRefused", text)
+
+    def _held_back(self, uid: str, step: Step) -> Wait | None:
+        """Keep an attempt after the first from starting while too many others are."""
+        if not isinstance(step, StartAttempt) or step.attempt.number == 1:
+            return None
+        if uid in self._restarting or len(self._restarting) < self.restarts_at_once:
+            self._restarting.add(uid)
+            return None
+        text = f"{len(self._restarting)} other jobs are starting again"
+        return Wait(None, "Recovering", "WaitingForOtherRestarts", text)
+
+    def _follow(self, key: Key, deed: Deed, status: JobStatus) -> None:
+        """Ask for the progress of an attempt that runs, and let go of what is over."""
+        uid = deed.accepted.job.uid
+        child = deed.observed.child(status.child)
+        if child is not None and (child.ran or child.over):
+            self._restarting.discard(uid)
+        source = self.observer.source(key, deed.accepted, status, deed.around, deed.observed)
+        if source is not None:
+            self.puller.want(source)
+        if status.outcome is not None:
+            self._restarting.discard(uid)
+            self.puller.forget(uid)
+
+    def _next(self, step: Step, seen: Observed, now: datetime, *, changed: bool) -> float | None:
+        """Return the seconds until the next look."""
+        at: datetime | None = None
+        longest: float | None = None
+        match step:
+            case Finish(expires=expires):
+                at = expires
+            case Stop(look_again=again):
+                at, longest = again, self.progress_seconds
+            case StartPrepare() | StartAttempt() | StartPublish():
+                longest = STARTED
+            case Wait(until=until, condition="Suspended"):
+                at = until
+            case Wait(until=until):
+                at, longest = until, self.progress_seconds
+        if changed or seen.workspace.problem is not None:
+            # Mended elsewhere, by something that is not watched.
+            longest = self.unreachable_seconds
+        left = None if at is None else max(0.1, (at - now).total_seconds())
+        return min((one for one in (left, longest) if one is not None), default=None)
+
+    def _rest(self, key: Key, body: Object, step: Finish, uid: str) -> None:
+        if step.expires is None:
+            self.settled[key] = str(body["metadata"].get("resourceVersion"))
+        self.observer.forget_pods(uid)
+
+    async def _refuse(
+        self, key: Key, body: Object, status: JobStatus, reason: str, message: str
+    ) -> None:
+        """Say in status why the job is not accepted."""
+        self.unaccepted.add(key)
+        generation = int(body["metadata"].get("generation") or 0)
+        after = refused(status, generation, reason, message, self.clock())
+        if after != status:
+            await self._write(body, status, after, "refused")
+
+    async def _write(self, body: Object, before: JobStatus, after: JobStatus, cause: str) -> None:
+        """Write the status under the version that was read, then say what has changed."""
+        await self.kube.replace_status(FINETUNE_JOBS, {**body, "status": after.to_json()})
+        metrics.STATUS_WRITES.labels(cause).inc()
+        for kind, reason, message in transitions(before, after):
+            await self.recorder.record(body, kind, reason, message)
+
+    def _count(self, before: JobStatus, after: JobStatus) -> None:
+        if after.outcome is not None and before.outcome is None:
+            metrics.JOBS_FINISHED.labels(after.outcome).inc()
+        failure = after.last_failure
+        if failure is not None and failure != before.last_failure:
+            metrics.ATTEMPTS_ENDED.labels(failure.class_).inc()
+
+    def _meet(self, key: Key, uid: str) -> None:
+        """Forget what was known of a job that is gone, or that another has taken the name of."""
+        known = self._uids.get(key)
+        if known is not None and known != uid:
+            self.acceptance.forget(known)
+            self.observer.forget_pods(known)
+            self.puller.forget(known)
+            self._restarting.discard(known)
+            self.settled.pop(key, None)
+            self.unaccepted.discard(key)
+        if uid:
+            self._uids[key] = uid
+        else:
+            self._uids.pop(key, None)
+
+
+def is_worth_writing(before: JobStatus, after: JobStatus) -> bool:
+    """Tell whether a status says more than the one that is there.
+
+    Loss, rate and ETA go with the step: they are no reason by themselves.
+    """
+    if before == after:
+        return False
+    if _hard(before) != _hard(after):
+        return True
+    old, new = before.progress, after.progress
+    return new is not None and (old is None or old.step != new.step)
+
+
+def _hard(status: JobStatus) -> dict[str, Any]:
+    found = status.model_dump(exclude=set(_SOFT))
+    words_ = status.summary
+    found["summary"] = (
+        words_.reason,
+        words_.gpus,
+        words_.restarts,
+        words_.model,
+        words_.method,
+    )
+    found["memory"] = None if status.memory is None else status.memory.verdict
+    return found
+
+
+def _first(error: ValidationError) -> str:
+    wrong = error.errors()[0]
+    return f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"[:512]

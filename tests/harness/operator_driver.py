@@ -1,0 +1,124 @@
+"""The operator as a process, and a namespace for it to work in."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.control_plane import Api, ApiError
+from harness.processes import Process, free_port, start
+
+IMAGE = "registry.example/trainer@sha256:" + "c" * 64
+JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
+
+
+def make_namespace(api: Api, name: str) -> str:
+    """Create a namespace with the service account that a controller would make."""
+    api.create("/api/v1/namespaces", {"metadata": {"name": name}})
+    api.create(f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "default"}})
+    return name
+
+
+def start_operator(kubeconfig: Path, namespace: str, log: Path, *flags: str) -> Process:
+    """Start the operator for one namespace; its log is in the file."""
+    command = [sys.executable, "-m", "finetune_operator.main", "--namespaces", namespace]
+    command += ["--trainer-image", IMAGE, "--probe-address", "127.0.0.1"]
+    command += ["--probe-port", str(free_port()), "--relist-seconds", "5", "--workers", "2", *flags]
+    environment = {"KUBECONFIG": str(kubeconfig), "PYTHONDONTWRITEBYTECODE": "1"}
+    return start("operator", command, log, {**os.environ, **environment})
+
+
+@contextmanager
+def operator(kubeconfig: Path, namespace: str, log: Path, *flags: str) -> Iterator[Process]:
+    """Run the operator for the length of a block."""
+    process = start_operator(kubeconfig, namespace, log, *flags)
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+def wait_for(what: Callable[[], Any], process: Process | None = None, timeout: float = 60.0) -> Any:
+    """Ask until the answer is true and return it; fails with the operator's log."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            found = what()
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            found = None
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            tail = process.tail(40) if process is not None else ""
+            raise AssertionError(f"it did not come within {timeout:.0f} s\n{tail}")
+        time.sleep(0.1)
+
+
+def status_of(api: Api, namespace: str, name: str) -> dict[str, Any]:
+    """Return the status of a job; empty before it has one."""
+    found = api.get(f"{JOBS.format(namespace=namespace)}/{name}")
+    return dict(found.get("status") or {})
+
+
+class Watched:
+    """Every status that a job had, in order, from a watch of the API server."""
+
+    def __init__(self, api: Api, namespace: str, name: str) -> None:
+        """Begin with what is there now."""
+        self._namespace, self._name = namespace, name
+        self.statuses: list[dict[str, Any]] = []
+        context = ssl.create_default_context(cafile=str(api.authority))
+        context.load_cert_chain(api.identity.certificate, api.identity.key)
+        self._connection = http.client.HTTPSConnection(
+            "127.0.0.1", api.port, context=context, timeout=300
+        )
+        self._connection.connect()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch."""
+        assert self._connection.sock is not None
+        self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self._connection.close()
+
+    def phases(self) -> list[str]:
+        """Return the phases that the job went through, each once where it follows itself."""
+        found: list[str] = []
+        for status in self.statuses:
+            phase = status.get("phase")
+            if phase and phase not in found[-1:]:
+                found.append(phase)
+        return found
+
+    def _follow(self) -> None:
+        path = JOBS.format(namespace=self._namespace)
+        self._connection.request(
+            "GET", f"{path}?watch=1&fieldSelector=metadata.name%3D{self._name}"
+        )
+        answer = self._connection.getresponse()
+        buffer = b""
+        while True:
+            try:
+                chunk = answer.read1(65536)
+            except (OSError, http.client.HTTPException, ValueError):
+                return
+            if not chunk:
+                return
+            buffer += chunk
+            *lines, buffer = buffer.split(b"\n")
+            for line in lines:
+                self.statuses.append(json.loads(line)["object"].get("status") or {})
