@@ -11,6 +11,7 @@ import pytest
 from finetune_api.exit_codes import ExitCode
 from finetune_api.problem import Problem
 from finetune_trainer import fetch
+from finetune_trainer import hub as from_hub
 from finetune_trainer.errors import StageError
 from harness.hub import Hub, running_hub
 from harness.stage_config import make_config
@@ -214,7 +215,7 @@ def test_gated_and_private_models(
     secrets = tmp_path / "secrets"
     (secrets / "hub").mkdir(parents=True)
     (secrets / "hub" / "key").write_text("hf_letmein\n")
-    monkeypatch.setattr(fetch, "SECRETS", secrets)
+    monkeypatch.setattr(from_hub, "SECRETS", secrets)
     named = {**gated, "tokenSecretRef": {"name": "hub", "key": "key"}}
     assert fetch.materialise(make_config(tmp_path / "c", "prepare", {"model": named})).commit
     monkeypatch.setenv("HF_TOKEN", "hf_letmein")

@@ -7,43 +7,28 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
-import os
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune_api.document import digest_of
 from finetune_api.exit_codes import ExitCode
 from finetune_api.names import Layout
 from finetune_api.problem import Problem
-from finetune_api.quantity import format_bytes
 from finetune_api.resolved import StageConfig
-from finetune_api.source import SecretKeyRef, Source, parse_uri
+from finetune_api.source import Source, parse_uri
 from finetune_trainer.errors import StageError
 from finetune_trainer.hashing import hashes_of, sync_tree, write_json
+from finetune_trainer.hub import CONVERT, download, unavailable
 
-log = logging.getLogger(__name__)
-
-SECRETS = Path("/etc/finetune/secrets")
-"""Secrets are mounted as ``<name>/<key>``; locally HF_TOKEN stands in."""
 TOKENIZER_FILES = re.compile(
     r"^(tokenizer.*\.json|tokenizer\.model|.*\.tiktoken|special_tokens_map\.json|added_tokens\.json"
     r"|vocab\.(json|txt)|merges\.txt|spiece\.model|sentencepiece.*\.model"
     r"|chat_template\.(jinja|json))$"
 )
 TOKENIZER_ONE_OF = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-CONVERT = (
-    'convert it once to safetensors: python -c "from transformers import AutoModelForCausalLM as M;'
-    " M.from_pretrained('FOLDER').save_pretrained('NEW')\" and copy the tokenizer files beside it"
-)
 
 
 @dataclass(frozen=True)
@@ -126,7 +111,7 @@ def tokenizer_folder(config: StageConfig, folder: Path) -> Path:
         )
     found = locate(config, reference.uri)
     if not found.is_dir() or not any((found / name).is_file() for name in TOKENIZER_ONE_OF):
-        raise _unavailable(
+        raise unavailable(
             "tokenizer-missing",
             f"{reference.uri} has no tokenizer",
             "name a folder with tokenizer.json",
@@ -170,9 +155,9 @@ def digest_files(config: StageConfig, folder: Path, files: list[Path]) -> str:
 def check_folder(folder: Path, uri: str, *, separate_tokenizer: bool = False) -> None:
     """Check that a folder holds a usable model; raises ``StageError`` when it does not."""
     if not folder.is_dir():
-        raise _unavailable("model-not-found", f"{uri} does not exist", _nearest(folder))
+        raise unavailable("model-not-found", f"{uri} does not exist", _nearest(folder))
     if not (folder / "config.json").is_file():
-        raise _unavailable(
+        raise unavailable(
             "model-config-missing",
             f"{uri} has no config.json",
             "name the folder that holds config.json and the *.safetensors files"
@@ -183,14 +168,14 @@ def check_folder(folder: Path, uri: str, *, separate_tokenizer: bool = False) ->
         if not isinstance(loaded, dict) or not loaded.get("model_type"):
             raise ValueError("no model_type")
     except ValueError as error:
-        raise _unavailable(
+        raise unavailable(
             "model-config-invalid",
             f"config.json of {uri} is not a model's configuration: {error}",
             "copy the model again",
         ) from error
     _check_weights(folder, uri)
     if not separate_tokenizer and not any((folder / n).is_file() for n in TOKENIZER_ONE_OF):
-        raise _unavailable(
+        raise unavailable(
             "tokenizer-missing",
             f"{uri} has no tokenizer (tokenizer.json or tokenizer.model)",
             "copy the tokenizer files beside the weights, or set spec.model.tokenizer.uri",
@@ -203,13 +188,13 @@ def _check_weights(folder: Path, uri: str) -> None:
     if not weights:
         pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
         if pickles:
-            raise _unavailable(
+            raise unavailable(
                 "model-not-safetensors",
                 f"{uri} has {pickles[0]} but no *.safetensors; pickled weights can run code and "
                 "are never loaded",
                 CONVERT,
             )
-        raise _unavailable(
+        raise unavailable(
             "model-weights-missing",
             f"{uri} has no *.safetensors",
             "copy the weights beside config.json",
@@ -218,7 +203,7 @@ def _check_weights(folder: Path, uri: str) -> None:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         missing = sorted(name for name in named if not (folder / name).is_file())
         if missing:
-            raise _unavailable(
+            raise unavailable(
                 "model-shard-missing",
                 f"{uri}: {index.name} names {missing[0]}, which is not there"
                 + (f" ({len(missing)} files are missing)" if len(missing) > 1 else ""),
@@ -226,7 +211,7 @@ def _check_weights(folder: Path, uri: str) -> None:
             )
     for path in weights:
         if not _complete(path):
-            raise _unavailable(
+            raise unavailable(
                 "model-weights-broken",
                 f"{uri}: {path.name} is cut short or not safetensors",
                 "copy the file again",
@@ -275,14 +260,6 @@ def _did_you_mean(wanted: str, names: list[str], what: str) -> str:
     return (f"did you mean {near[0]}? " if near else "") + f"{what}: {listed}"
 
 
-def _unavailable(code: str, message: str, fix: str, field: str = "spec.model.uri") -> StageError:
-    """Return the error of a model that cannot be used."""
-    return StageError(
-        ExitCode.MODEL_UNAVAILABLE,
-        Problem(code=code, message=message[:1024], fix=fix[:1024], field=field),
-    )
-
-
 # --- from a hub ---------------------------------------------------------------------------------
 
 
@@ -300,7 +277,7 @@ def _from_hub(config: StageConfig, source: Source) -> tuple[str, str]:
         known = json.loads(record.read_text(encoding="utf-8"))
         if known.get("key") == key and (layout.root / known["path"] / "config.json").is_file():
             return str(known["path"]), str(known["commit"])
-    commit, staging = _download(config, source, layout)
+    commit, staging = download(config, source, layout)
     check_folder(staging, model.uri, separate_tokenizer=model.tokenizer is not None)
     files = model_files(staging) + tokenizer_files(staging)
     digest = digest_files(config, staging, files)
@@ -313,159 +290,3 @@ def _from_hub(config: StageConfig, source: Source) -> tuple[str, str]:
     path = target.relative_to(layout.root).as_posix()
     write_json(record, {"key": key, "path": path, "commit": commit, "digest": digest})
     return path, commit
-
-
-def _download(config: StageConfig, source: Source, layout: Layout) -> tuple[str, Path]:
-    """Download a snapshot next to its final place; returns (commit, folder)."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    model = config.job.spec.model
-    token = read_token(model.token_secret_ref)
-    disable_progress_bars()
-    with _explained(model.uri, model.revision, has_token=bool(token)):
-        info = HfApi(endpoint=model.endpoint, token=token or False).model_info(
-            source.name, revision=model.revision, files_metadata=True
-        )
-        names = [s.rfilename for s in info.siblings or []]
-        if not any(name.endswith(".safetensors") for name in names):
-            pickled = next((n for n in names if n.endswith((".bin", ".pt", ".pth"))), None)
-            raise _unavailable(
-                "model-not-safetensors" if pickled else "model-weights-missing",
-                f"{model.uri} has {pickled or 'no weights'}"
-                + (" but no *.safetensors; pickled weights can run code" if pickled else ""),
-                "use a revision with safetensors, or " + CONVERT,
-            )
-        commit = str(info.sha)
-        staging = layout.model / f".download-{commit[:16]}"
-        staging.mkdir(parents=True, exist_ok=True)
-        chosen = [
-            s
-            for s in info.siblings or []
-            if "/" not in s.rfilename and Path(s.rfilename).suffix in _SUFFIXES
-        ]
-        total = sum(s.size or 0 for s in chosen)
-        with _progress(staging, total, model.uri):
-            snapshot_download(
-                source.name,
-                revision=commit,
-                endpoint=model.endpoint,
-                token=token or False,
-                local_dir=staging,
-                allow_patterns=PATTERNS,
-                ignore_patterns=["*/*"],
-                max_workers=4,
-            )
-        short = [s.rfilename for s in chosen if _size(staging / s.rfilename) != s.size]
-        if short:
-            raise OSError(f"{short[0]} did not arrive whole")
-    shutil.rmtree(staging / ".cache", ignore_errors=True)
-    return commit, staging
-
-
-def _size(path: Path) -> int | None:
-    """Return a file's size; None where there is none."""
-    return path.stat().st_size if path.is_file() else None
-
-
-_SUFFIXES = {pattern.removeprefix("*") for pattern in PATTERNS}
-
-
-def read_token(reference: SecretKeyRef | None) -> str | None:
-    """Return the hub's token: the mounted secret, else HF_TOKEN."""
-    if reference is not None:
-        mounted = SECRETS / reference.name / reference.key
-        if mounted.is_file():
-            return mounted.read_text(encoding="utf-8").strip()
-    return os.environ.get("HF_TOKEN") or None
-
-
-@contextmanager
-def _progress(folder: Path, total: int, uri: str, every: float = 10.0) -> Iterator[None]:
-    """Log how far a download is while the body runs."""
-    done = threading.Event()
-
-    def report() -> None:
-        while not done.wait(every):
-            have = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            log.info("%s: %s of %s", uri, format_bytes(have), format_bytes(total))
-
-    log.info("fetching %s (%s)", uri, format_bytes(total))
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-@contextmanager
-def _explained(uri: str, revision: str | None, *, has_token: bool) -> Iterator[None]:
-    """Turn a hub's errors into what to do about them."""
-    from huggingface_hub import errors
-
-    at = f" at {revision}" if revision else ""
-    secret = (
-        "check the token of spec.model.tokenSecretRef"
-        if has_token
-        else ("set spec.model.tokenSecretRef (locally: HF_TOKEN)")
-    )
-    cases: list[tuple[type[BaseException], Callable[[], StageError]]] = [
-        (
-            errors.GatedRepoError,
-            lambda: _unavailable(
-                "model-gated",
-                f"{uri} is gated: its terms have to be accepted",
-                f"accept them on the model's page, and {secret}",
-            ),
-        ),
-        (
-            errors.RevisionNotFoundError,
-            lambda: _unavailable(
-                "model-revision-not-found",
-                f"{uri} has no revision {revision}",
-                "name a branch, tag or commit that exists",
-                field="spec.model.revision",
-            ),
-        ),
-        (
-            errors.RepositoryNotFoundError,
-            lambda: _unavailable(
-                "model-not-found",
-                f"{uri}{at} does not exist, or may not be seen",
-                f"check the name; for a private model {secret}",
-            ),
-        ),
-        (
-            errors.OfflineModeIsEnabled,
-            lambda: _unavailable(
-                "hub-offline",
-                f"{uri} cannot be fetched: the network is off (HF_HUB_OFFLINE)",
-                "copy the model to a claim and use pvc://claim/path, or ask for network access",
-            ),
-        ),
-    ]
-    try:
-        yield
-    except StageError:
-        raise
-    except Exception as error:
-        for kind, explain in cases:
-            if isinstance(error, kind):
-                raise explain() from error
-        raise _hub_failure(uri, error, secret) from error
-
-
-def _hub_failure(uri: str, error: Exception, secret: str) -> StageError:
-    """Return the error of a hub that answered badly or not at all."""
-    status: Any = getattr(getattr(error, "response", None), "status_code", None)
-    if status in {401, 403}:
-        return _unavailable("model-forbidden", f"{uri}: the hub answered {status}", secret)
-    reason = f"the hub answered {status}" if status else str(error).splitlines()[0][:300]
-    return _unavailable(
-        "hub-unreachable",
-        f"{uri} cannot be fetched: {reason}",
-        "check the network and spec.model.endpoint, or copy the model to a claim (pvc://)",
-    )

@@ -1,0 +1,194 @@
+"""Fetching a snapshot from a model hub, and what to do when that fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.names import Layout
+from finetune_api.problem import Problem
+from finetune_api.quantity import format_bytes
+from finetune_api.resolved import StageConfig
+from finetune_api.source import SecretKeyRef, Source
+from finetune_trainer.errors import StageError
+
+log = logging.getLogger(__name__)
+
+SECRETS = Path("/etc/finetune/secrets")
+"""Secrets are mounted as ``<name>/<key>``; locally HF_TOKEN stands in."""
+PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+CONVERT = (
+    'convert it once to safetensors: python -c "from transformers import AutoModelForCausalLM as M;'
+    " M.from_pretrained('FOLDER').save_pretrained('NEW')\" and copy the tokenizer files beside it"
+)
+
+
+def unavailable(code: str, message: str, fix: str, field: str = "spec.model.uri") -> StageError:
+    """Return the error of a model that cannot be used."""
+    return StageError(
+        ExitCode.MODEL_UNAVAILABLE,
+        Problem(code=code, message=message[:1024], fix=fix[:1024], field=field),
+    )
+
+
+def download(config: StageConfig, source: Source, layout: Layout) -> tuple[str, Path]:
+    """Download a snapshot next to its final place; returns (commit, folder)."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    model = config.job.spec.model
+    token = read_token(model.token_secret_ref)
+    disable_progress_bars()
+    with _explained(model.uri, model.revision, has_token=bool(token)):
+        info = HfApi(endpoint=model.endpoint, token=token or False).model_info(
+            source.name, revision=model.revision, files_metadata=True
+        )
+        names = [s.rfilename for s in info.siblings or []]
+        if not any(name.endswith(".safetensors") for name in names):
+            pickled = next((n for n in names if n.endswith((".bin", ".pt", ".pth"))), None)
+            raise unavailable(
+                "model-not-safetensors" if pickled else "model-weights-missing",
+                f"{model.uri} has {pickled or 'no weights'}"
+                + (" but no *.safetensors; pickled weights can run code" if pickled else ""),
+                "use a revision with safetensors, or " + CONVERT,
+            )
+        commit = str(info.sha)
+        staging = layout.model / f".download-{commit[:16]}"
+        staging.mkdir(parents=True, exist_ok=True)
+        chosen = [
+            s
+            for s in info.siblings or []
+            if "/" not in s.rfilename and Path(s.rfilename).suffix in _SUFFIXES
+        ]
+        total = sum(s.size or 0 for s in chosen)
+        with _progress(staging, total, model.uri):
+            snapshot_download(
+                source.name,
+                revision=commit,
+                endpoint=model.endpoint,
+                token=token or False,
+                local_dir=staging,
+                allow_patterns=PATTERNS,
+                ignore_patterns=["*/*"],
+                max_workers=4,
+            )
+        short = [s.rfilename for s in chosen if _size(staging / s.rfilename) != s.size]
+        if short:
+            raise OSError(f"{short[0]} did not arrive whole")
+    shutil.rmtree(staging / ".cache", ignore_errors=True)
+    return commit, staging
+
+
+def _size(path: Path) -> int | None:
+    """Return a file's size; None where there is none."""
+    return path.stat().st_size if path.is_file() else None
+
+
+_SUFFIXES = {pattern.removeprefix("*") for pattern in PATTERNS}
+
+
+def read_token(reference: SecretKeyRef | None) -> str | None:
+    """Return the hub's token: the mounted secret, else HF_TOKEN."""
+    if reference is not None:
+        mounted = SECRETS / reference.name / reference.key
+        if mounted.is_file():
+            return mounted.read_text(encoding="utf-8").strip()
+    return os.environ.get("HF_TOKEN") or None
+
+
+@contextmanager
+def _progress(folder: Path, total: int, uri: str, every: float = 10.0) -> Iterator[None]:
+    """Log how far a download is while the body runs."""
+    done = threading.Event()
+
+    def report() -> None:
+        while not done.wait(every):
+            have = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+            log.info("%s: %s of %s", uri, format_bytes(have), format_bytes(total))
+
+    log.info("fetching %s (%s)", uri, format_bytes(total))
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
+def _explained(uri: str, revision: str | None, *, has_token: bool) -> Iterator[None]:
+    """Turn a hub's errors into what to do about them."""
+    from huggingface_hub import errors
+
+    at = f" at {revision}" if revision else ""
+    secret = (
+        "check the token of spec.model.tokenSecretRef"
+        if has_token
+        else ("set spec.model.tokenSecretRef (locally: HF_TOKEN)")
+    )
+    cases: list[tuple[type[BaseException], Callable[[], StageError]]] = [
+        (
+            errors.GatedRepoError,
+            lambda: unavailable(
+                "model-gated",
+                f"{uri} is gated: its terms have to be accepted",
+                f"accept them on the model's page, and {secret}",
+            ),
+        ),
+        (
+            errors.RevisionNotFoundError,
+            lambda: unavailable(
+                "model-revision-not-found",
+                f"{uri} has no revision {revision}",
+                "name a branch, tag or commit that exists",
+                field="spec.model.revision",
+            ),
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            lambda: unavailable(
+                "model-not-found",
+                f"{uri}{at} does not exist, or may not be seen",
+                f"check the name; for a private model {secret}",
+            ),
+        ),
+        (
+            errors.OfflineModeIsEnabled,
+            lambda: unavailable(
+                "hub-offline",
+                f"{uri} cannot be fetched: the network is off (HF_HUB_OFFLINE)",
+                "copy the model to a claim and use pvc://claim/path, or ask for network access",
+            ),
+        ),
+    ]
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:
+        for kind, explain in cases:
+            if isinstance(error, kind):
+                raise explain() from error
+        raise _failure(uri, error, secret) from error
+
+
+def _failure(uri: str, error: Exception, secret: str) -> StageError:
+    """Return the error of a hub that answered badly or not at all."""
+    status: Any = getattr(getattr(error, "response", None), "status_code", None)
+    if status in {401, 403}:
+        return unavailable("model-forbidden", f"{uri}: the hub answered {status}", secret)
+    reason = f"the hub answered {status}" if status else str(error).splitlines()[0][:300]
+    return unavailable(
+        "hub-unreachable",
+        f"{uri} cannot be fetched: {reason}",
+        "check the network and spec.model.endpoint, or copy the model to a claim (pvc://)",
+    )
