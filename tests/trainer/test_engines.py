@@ -81,7 +81,7 @@ def test_two_ranks_train_what_one_does(
     assert ("global_step6" in {path.name for path in folder.iterdir()}) == (engine != "ddp")
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero-1", "zero-2", "zero-3"])
+@pytest.mark.parametrize("engine", ["ddp", "zero-2", "zero-3"])
 def test_bf16_under_every_engine(engine: str, driver: Driver, tmp_path: Path) -> None:
     config = prepared_job(
         tmp_path, spec("full", engine, precision="bf16"), ranks=2, micro_batch=1, steps=4

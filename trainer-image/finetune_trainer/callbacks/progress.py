@@ -18,7 +18,6 @@ from finetune_api.reports import Progress
 from finetune_trainer.callbacks.goodput import Clock
 from finetune_trainer.callbacks.meter import Meter
 from finetune_trainer.checkpoint import claim as claims
-from finetune_trainer.checkpoint import durable
 from finetune_trainer.checkpoint.gang import Gang
 from finetune_trainer.order import step_digest
 
@@ -71,9 +70,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
             }
         )
         if self._gang.leads and not claims.newer(self._layout, self.progress.claim):
-            data = json.dumps(self.progress.to_json()).encode()
-            self._layout.reports.mkdir(parents=True, exist_ok=True)
-            durable.replace(self._layout.progress, data)
+            replace(self._layout.progress, json.dumps(self.progress.to_json()).encode())
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Tell an evaluation."""
@@ -158,6 +155,14 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                 json.dumps({**values, **identity, "claim": self.progress.claim}) + "\n"
             )
             sys.stdout.flush()
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Replace a file as a whole, without waiting for the disk: it is told again in a moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    temporary.rename(path)
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
