@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator
 
-from finetune_api.document import Document, Duration, Name, Quantity, Word
+from finetune_api.document import Document, Duration, Name, Quantity
 from finetune_api.job import JobSpec
 from finetune_api.job.resources import LabelKey, LabelValue
 
@@ -143,7 +143,7 @@ class Platform(Document):
     """HubOnly: preparation reads from the hub, nothing else leaves the pods."""
     model_cache: ModelCache | None = None
     """Absent: models are kept in each job's workspace."""
-    preparation_queue_name: Word | None = None
+    preparation_queue_name: LabelValue | None = None
     """Queue for preparation and publishing. Absent: they are not queued."""
     price: Price | None = None
 

@@ -59,6 +59,8 @@ _EVENTS: tuple[tuple[frozenset[str], tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
 )
+_OF_CHILD = frozenset({"QuotaExceeded", "AdmissionRefused", "PodsNotCreated"})
+"""Said of pods that were not made."""
 _UNSCHEDULABLE = (
     ("ClaimMissing", r"persistentvolumeclaim \"[^\"]*\" (not found|is being deleted)"),
     (
@@ -92,7 +94,7 @@ def why(pods: Pods, expected: int, child_uid: str, events: Pods = ()) -> Waiting
         return None
     first = min(found, key=lambda one: (ORDER.index(one.reason), one.message))
     same = sum(one.reason == first.reason for one in found)
-    if expected > 1 and same < expected and first.reason not in ("QuotaExceeded", "PodsNotCreated"):
+    if expected > 1 and same < expected and first.reason not in _OF_CHILD:
         return Waiting(first.reason, clean(f"{same} of {expected} pods: {first.message}"))
     return first
 
@@ -121,14 +123,20 @@ def _of_events(events: Pods, uids: set[Any]) -> list[Waiting]:
     newest: dict[Any, Mapping[str, Any]] = {}
     for event in sorted(events, key=_time_of):
         about = look(event, "involvedObject", "uid") or look(event, "regarding", "uid")
-        if about in uids and any(event.get("reason") in reasons for reasons, _ in _EVENTS):
+        if isinstance(about, str) and about in uids and _rows(event):
             newest[about] = event
-    found = []
-    for event in newest.values():
-        message = clean(event.get("message") or event.get("note"))
-        rows = next(rows for reasons, rows in _EVENTS if event.get("reason") in reasons)
-        found.append(_matched(rows, message))
-    return found
+    return [
+        _matched(_rows(event), clean(event.get("message") or event.get("note")))
+        for event in newest.values()
+    ]
+
+
+def _rows(event: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+    """What the message of an event may say; nothing for events that tell no hindrance."""
+    reason = event.get("reason")
+    if not isinstance(reason, str):
+        return ()
+    return next((rows for reasons, rows in _EVENTS if reason in reasons), ())
 
 
 def _matched(rows: Sequence[tuple[str, str]], message: str) -> Waiting:
