@@ -13,7 +13,7 @@ from finetune_api.names import Layout
 from finetune_api.quantity import format_bytes, format_duration
 from finetune_api.reports import CompletionManifest, Progress
 from finetune_api.source import parse_uri
-from finetune_api.status import Condition, JobStatus, Resume
+from finetune_api.status import JobStatus, Resume
 from finetune_cli.run.record import Record
 
 if TYPE_CHECKING:
@@ -326,8 +326,3 @@ def _verified(done: CompletionManifest) -> str:
         f"({merged}, logits checked on {proof.prompts} prompts, max diff"
         f" {proof.max_difference:.0e})"
     )
-
-
-def condition_of(status: JobStatus, type_: str) -> Condition | None:
-    """Return one condition."""
-    return next((condition for condition in status.conditions if condition.type == type_), None)
