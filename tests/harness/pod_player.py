@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_api.checkpoint import CheckpointRef
 from finetune_api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_STAGE, LABEL_UID
 from finetune_api.reports import TerminationReport
 from harness.control_plane import Api, ApiError
@@ -40,7 +41,9 @@ class Run:
     checkpoint: int | None = 60
 
 
-def said(stage: str, uid: str, attempt: int, node: int, run: Run) -> TerminationReport:
+def said(
+    stage: str, uid: str, attempt: int, node: int, run: Run, began: CheckpointRef | None = None
+) -> TerminationReport:
     """Return what the trainer would leave as its termination message."""
     saved = ref(max(attempt, 1), run.checkpoint) if run.checkpoint else None
     return TerminationReport(
@@ -52,6 +55,7 @@ def said(stage: str, uid: str, attempt: int, node: int, run: Run) -> Termination
         exit_code=run.exit_code,
         step=run.step if stage != "prepare" else 0,
         checkpoint=saved if stage == "train" else None,
+        resumed_from=began,
         choices=make_choices() if stage == "prepare" and run.exit_code == 0 else None,
         output_digest="sha256:" + "b" * 64 if stage == "publish" else None,
         evaluation={"loss": 1.5} if stage == "publish" else {},
@@ -70,6 +74,7 @@ class PodPlayer:
     """By job: the most children that had a pod running at the same time."""
     made: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    _saved: dict[tuple[str, int], CheckpointRef] = field(default_factory=dict)
     _began: dict[str, float] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -206,7 +211,12 @@ class PodPlayer:
 
     def _terminate(self, pod: dict[str, Any], run: Run) -> None:
         stage, attempt, node = self._who(pod)
-        report = said(stage, pod["metadata"]["labels"][LABEL_UID], attempt, node, run)
+        uid = pod["metadata"]["labels"][LABEL_UID]
+        earlier = [at for job, at in self._saved if job == uid and at < attempt]
+        began = self._saved[(uid, max(earlier))] if stage == "train" and earlier else None
+        report = said(stage, uid, attempt, node, run, began)
+        if report.checkpoint is not None:
+            self._saved[(uid, attempt)] = report.checkpoint
         state = {
             "terminated": {
                 "exitCode": run.exit_code,

@@ -1,0 +1,132 @@
+"""Look after look at one job in memory: the worker, a player of pods, and a clock that is set."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from finetune_operator.acceptance import Acceptance, Profiles
+from finetune_operator.events import Recorder
+from finetune_operator.kube import KubeError
+from finetune_operator.observe import Observer
+from finetune_operator.progress import Puller
+from finetune_operator.queue import Key
+from finetune_operator.watch import LastSeen
+from finetune_operator.worker import Worker
+from harness.memory_api import Crash, MemoryApi, MemoryKube
+from harness.operator_driver import IMAGE, JOBS
+from harness.pod_player import PodPlayer, Run
+from harness.stage_config import SPEC, merged
+
+NAMESPACE = "team"
+
+
+@dataclass
+class Looks:
+    """One job's life, driven by hand."""
+
+    api: MemoryApi = field(default_factory=MemoryApi)
+    script: Any = lambda stage, attempt, node: Run()
+    name: str = "bot"
+    ahead: timedelta = timedelta()
+    """How far the clock is ahead of the machine's."""
+    image: str = IMAGE
+
+    def __post_init__(self) -> None:
+        self.key = Key(NAMESPACE, self.name)
+        self.api.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+        self.player = PodPlayer(self.api, NAMESPACE, self.script)  # type: ignore[arg-type]
+        self.api.deleted = self._deleted
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew with a worker that remembers nothing."""
+        self.kube = MemoryKube(self.api)
+        self.profiles = Profiles(self.kube)
+        acceptance = Acceptance(self.kube, self.profiles, self.image)
+        self.seen = LastSeen()
+        self.puller = Puller(lambda key: None)
+        self.puller.want = lambda source: None  # type: ignore[method-assign]
+        self.worker = Worker(
+            kube=self.kube,
+            acceptance=acceptance,
+            observer=Observer(self.kube, acceptance, self.seen, self.puller),
+            puller=self.puller,
+            recorder=Recorder(self.kube, "test"),
+            clock=lambda: datetime.now(UTC) + self.ahead,
+        )
+
+    def create(self, labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+        """Create the job; ``spec`` is laid over the harness's."""
+        body = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": self.name, "labels": labels or {}},
+            "spec": merged(SPEC, spec),
+        }
+        return self.api.create(JOBS.format(namespace=NAMESPACE), body)
+
+    def change(self, **spec: Any) -> None:
+        """Change fields of the job's spec."""
+        path = f"{JOBS.format(namespace=NAMESPACE)}/{self.name}"
+        self.api.request("PATCH", path, {"spec": spec})
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The status of the job; empty before it has one."""
+        path = f"{JOBS.format(namespace=NAMESPACE)}/{self.name}"
+        return dict(self.api.get(path).get("status") or {})
+
+    def conditions(self) -> dict[str, tuple[str, str, str]]:
+        """Return status, reason and message by type."""
+        return {
+            one["type"]: (one["status"], one["reason"], one.get("message", ""))
+            for one in self.status.get("conditions") or ()
+        }
+
+    def look(self) -> float | None:
+        """Look once."""
+        return asyncio.run(self.worker.look(self.key))
+
+    def settle(self, limit: int = 30) -> float | None:
+        """Look until a look has nothing more to do at once."""
+        for _ in range(limit):
+            wait = self.look()
+            if wait is None or wait > 0:
+                return wait
+        raise AssertionError("it never comes to rest")
+
+    def turn(self) -> float | None:
+        """Let the operator look, then the cluster do what is due."""
+        wait = self.settle()
+        self.player.turn()
+        return wait
+
+    def live(self, limit: int = 60) -> dict[str, Any]:
+        """Go on until the job has ended; a crash is followed by a worker that remembers nothing."""
+        for _ in range(limit):
+            try:
+                wait = self.settle()
+                if self.status.get("outcome"):
+                    return self.status
+                before = len(self.api.writes)
+                self.player.turn()
+                if len(self.api.writes) == before and wait is not None:
+                    self.ahead += timedelta(seconds=min(wait, 60.0))
+            except Crash:
+                self.restart()
+            except KubeError as error:
+                if error.code != 409:
+                    raise
+        raise AssertionError(f"the job does not end: {self.status}")
+
+    def children(self) -> list[str]:
+        """Return the names of the children that exist."""
+        jobs = self.api.get(f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs")["items"]
+        return sorted(job["metadata"]["name"] for job in jobs)
+
+    def _deleted(self, body: dict[str, Any]) -> None:
+        if body["kind"] == "Pod":
+            self.seen.keep(body)
