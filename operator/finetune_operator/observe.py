@@ -244,11 +244,16 @@ def _remains(
     status: JobStatus,
     nodes: int,
 ) -> list[ChildState]:
-    """Return children whose own object is gone while pods of theirs exist."""
+    """Return children whose own object is gone: pods of theirs exist, or how they ended is known.
+
+    The latter counts for the ledger's child alone: its object may go before its end was looked at.
+    """
     there = {uid_of(body) for body in children}
+    child = status.child.uid if status.child is not None else ""
+    known = [pod for pod in gone if child and owner_of(pod).get("uid") == child]
     owners = {
         str(owner["uid"]): str(owner["name"])
-        for owner in map(owner_of, pods)
+        for owner in map(owner_of, (*pods, *known))
         if owner.get("uid") and owner["uid"] not in there and owner.get("kind") in BACKENDS
     }
     found = []
