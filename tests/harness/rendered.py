@@ -97,7 +97,8 @@ def _names_made_of(one: dict[str, Any]) -> list[str]:
         last = spec["pytorchReplicaSpecs"]["Worker"]["replicas"] - 1
         return [f"{name}-worker-{last}"]
     if one["kind"] == "Job":
-        return [f"{name}-{spec['completions'] - 1}-abcde"]
+        # The host name; that of the object is cut by the controller where it is too long.
+        return [f"{name}-{spec['completions'] - 1}"]
     return []
 
 

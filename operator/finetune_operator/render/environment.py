@@ -104,13 +104,13 @@ def denied(name: str) -> bool:
 
 
 def problems(platform: Platform) -> list[Problem]:
-    """Return one problem for each variable of a profile that no pod will get."""
+    """Return one problem for each variable that a profile must not set; no pod ever gets one."""
     return [
         Problem(
             code="variable-not-allowed",
             field=f"spec.platform.environment[{index}].name",
             message=f"{variable.name} is set by the operator, or would reach beyond the pod's share",
-            fix="remove it; it is ignored",
+            fix="remove it",
         )
         for index, variable in enumerate(platform.environment or [])
         if denied(variable.name)
@@ -139,6 +139,9 @@ def variables(
     }
     if stage == "train":
         fixed["FINETUNE_PROGRESS_PORT"] = str(PROGRESS_PORT)
+    if stage != "train" or not job.spec.resources.accelerator.per_node:
+        # Images made for CUDA ask for all devices, and some runtimes give them to whoever asks.
+        fixed["NVIDIA_VISIBLE_DEVICES"] = "void"
     own: list[Object] = [{"name": name, "value": value} for name, value in fixed.items()]
     uid: Object = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.uid"}}
     own.append({"name": "FINETUNE_POD_UID", "valueFrom": uid})

@@ -12,6 +12,7 @@ from finetune_api.job import JobSpec
 from finetune_api.names import ANNOTATION_DEFAULT_PROFILE
 from finetune_api.problem import Problem, Refused
 from finetune_api.profile import LabelSelector, ProfileSpec, SelectorRequirement
+from finetune_operator.render import environment
 from finetune_operator.resolve import validation, wording
 from finetune_operator.resolve.paths import look
 
@@ -60,7 +61,10 @@ def profile_problems(data: Any) -> list[Problem]:
         return found
     own = {name: value for name, value in spec.items() if name != "defaults"}
     found = validation.empties(ProfileSpec, own)
-    found += _but_hidden(validation.parse(ProfileSpec, own), found)
+    parsed = validation.parse(ProfileSpec, own)
+    found += _but_hidden(parsed, found)
+    if isinstance(parsed, ProfileSpec):
+        found += environment.problems(parsed.platform)
     defaults = spec.get("defaults", {})
     misshapen = validation.shape(defaults, "spec.defaults")
     if misshapen:

@@ -11,14 +11,15 @@ import pytest
 from finetune_api.profile import Platform
 from finetune_api.resolved import Stage
 from finetune_operator.backend import BACKENDS, attempt, prepare_or_publish
-from finetune_operator.render import environment
 from finetune_operator.render.claims import claims, mounts, secrets
 from finetune_operator.render.config import read_resolved, read_stage, resolved, stage_config
 from finetune_operator.render.placement import Placement
 from finetune_operator.render.security import secured
 from finetune_operator.render.workspace import made_by_us, made_for, shared, workspace
+from finetune_operator.resolve import profile_problems
 from harness.rendered import CHOICES, DIGEST, UID, attempt_config, faults, job_of
 
+STAGES: tuple[Stage, ...] = ("prepare", "train", "publish")
 SPEC: dict[str, Any] = {
     "model": {"uri": "pvc://models/base"},
     "dataset": {"train": [{"uri": "pvc://datasets/train.jsonl"}]},
@@ -74,10 +75,7 @@ def test_each_stage_mounts_what_it_reads_and_only_publishing_writes() -> None:
             output={"uri": "pvc://out/bot"},
         )
     ).spec
-    seen = {
-        stage: [(one.name, one.writable) for one in claims(given, stage)]  # type: ignore[arg-type]
-        for stage in ("prepare", "train", "publish")
-    }
+    seen = {stage: [(one.name, one.writable) for one in claims(given, stage)] for stage in STAGES}
     assert seen == {
         "prepare": [(name, False) for name in ("a", "b", "c", "models", "out", "tokens")],
         "train": [("models", False), ("tokens", False)],
@@ -125,8 +123,8 @@ def test_secrets_are_files_and_only_where_a_stage_needs_them() -> None:
         },
     )
     names = {
-        stage: [(ref.name, ref.key) for ref in secrets(job_of(given).spec, stage)]  # type: ignore[arg-type]
-        for stage in ("prepare", "train", "publish")
+        stage: [(ref.name, ref.key) for ref in secrets(job_of(given).spec, stage)]
+        for stage in STAGES
     }
     assert names == {
         "prepare": [("hf", "token"), ("wandb", "api.key")],
@@ -187,7 +185,8 @@ def test_a_profiles_variables_reach_pods_unless_they_are_ours() -> None:
     assert (
         not {"NVIDIA_VISIBLE_DEVICES", "finetune_pod_uid", "LD_PRELOAD", "HF_TOKEN"} & found.keys()
     )
-    told = environment.problems(Platform.model_validate(platform))
+    told = profile_problems({"metadata": {"name": "p"}, "spec": {"platform": platform}})
+    assert {problem.code for problem in told} == {"variable-not-allowed"}
     assert [problem.field for problem in told] == [
         f"spec.platform.environment[{index}].name" for index in (2, 3, 4, 5)
     ]
@@ -229,6 +228,10 @@ def test_accelerators_are_for_training_alone() -> None:
     container = pod_of("prepare", given, platform)["spec"]["containers"][0]
     assert container["resources"] == {"requests": {"cpu": "8"}, "limits": {"cpu": "8"}}
     assert pod_of("publish", given, platform)["spec"]["containers"][0]["resources"] == {}
+    devices = [variables(pod_of(stage, given)).get("NVIDIA_VISIBLE_DEVICES") for stage in STAGES]
+    assert devices == ["void", None, "void"]
+    none = spec(resources={"accelerator": {"perNode": 0, "device": "cpu"}})
+    assert variables(pod_of("train", none))["NVIDIA_VISIBLE_DEVICES"] == "void"
 
 
 def shm_of(stage: Stage, **resources: Any) -> str:
