@@ -25,7 +25,7 @@ from finetune_api.resolved import Choices, ResolvedJob
 from finetune_api.status import JobStatus
 from finetune_operator.kube import CONFIG_MAPS, NAMESPACES, PROFILES, Kube, KubeError, Object
 from finetune_operator.observed import Live
-from finetune_operator.ownership import create_owned
+from finetune_operator.ownership import create_exactly, create_owned
 from finetune_operator.render.owner import labels, metadata
 from finetune_operator.render.placement import Placement
 from finetune_operator.resolve import resolve
@@ -117,11 +117,12 @@ class Acceptance:
         digest = status.resolved.digest if status.resolved else None
         if known is not None and digest in (None, known.digest):
             return known
-        found = await self._read(body)
         if digest is None:
-            found = await self._first(body, found)
-        elif found is None or found.digest != digest:
-            found = await self._restored(body, digest, present=found is not None)
+            found = await self._write(await self._resolved(body))
+        else:
+            found = await self._read(body)
+            if found is None or found.digest != digest:
+                found = await self._restored(body, digest, present=found is not None)
         self._known[uid] = found
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
@@ -198,23 +199,8 @@ class Acceptance:
         own = body["metadata"].get("labels") or {}
         return job, platform, {name: own[name] for name in _QUEUE_LABELS if name in own}
 
-    async def _first(self, body: Object, found: Accepted | None) -> Accepted:
-        """Accept a job. What lies there already counts only if we would write the same."""
-        made = await self._resolved(body)
-        if found is not None:
-            if (made[0].to_json(), made[1], made[2]) == (
-                found.job.to_json(),
-                found.platform,
-                found.queue_labels,
-            ):
-                return found
-            name = _name(found.job.name, found.job.uid)
-            there = await self._kube.find(CONFIG_MAPS, found.job.namespace, name)
-            if there is not None:
-                await self._kube.delete(there)
-        return await self._write(made)
-
     async def _write(self, made: tuple[ResolvedJob, Platform, dict[str, str]]) -> Accepted:
+        """Write it down. What lies there already counts only if it is the same."""
         job, platform, queue_labels = made
         parts = {
             "job.json": job.to_json(),
@@ -222,7 +208,7 @@ class Acceptance:
             "queue.json": queue_labels,
         }
         body = _config_map(job, _name(job.name, job.uid), parts)
-        return _parsed(await create_owned(self._kube, body, job.uid))
+        return _parsed(await create_exactly(self._kube, body, job.uid))
 
     async def _read(self, body: Object) -> Accepted | None:
         metadata_ = body["metadata"]

@@ -24,7 +24,7 @@ from finetune_operator.kube import (
 )
 from finetune_operator.observe import Around, Observer, workspace_problem
 from finetune_operator.observed import ChildState, Observed
-from finetune_operator.ownership import NameTaken, create_owned, owned_by
+from finetune_operator.ownership import NameTaken, create_exactly, create_owned, owned_by
 from finetune_operator.render import config
 from finetune_operator.steps import (
     Finish,
@@ -119,12 +119,10 @@ async def _start(
     told = config.stage_config(job, stage, choices, attempt)
     objects = await deed.observer.render(deed.accepted, deed.around, told, child, number)
     for body in objects:
-        found = await create_owned(kube, body, job.uid)
-        if body["kind"] == "ConfigMap" and found.get("data") != body["data"]:
-            # Of a step that was planned from an older ledger, or not written by us: nothing runs
-            # with it, because the child is created last.
-            await kube.delete(found)
-            await create_owned(kube, body, job.uid)
+        # The configuration may be there from a step that was planned from an older ledger, or be
+        # somebody else's work: nothing runs with it, because the child is created last.
+        create = create_exactly if body["kind"] == "ConfigMap" else create_owned
+        await create(kube, body, job.uid)
     metrics.CHILDREN_CREATED.labels(stage).inc()
     log.info("started %s", child.name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from finetune_operator.kube import Conflict, Object, Resource, is_ending, resource_of
 
@@ -13,6 +13,14 @@ class Creator(Protocol):
 
     async def create(self, body: Object) -> Object:
         """Create an object."""
+        ...
+
+    async def delete(
+        self,
+        body: Mapping[str, Any],
+        propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
+    ) -> None:
+        """Delete an object."""
         ...
 
     async def find(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
@@ -58,3 +66,15 @@ async def create_owned(kube: Creator, body: Object, uid: str) -> Object:
                 raise NameTaken({**found, "kind": body["kind"]}) from None
             return found
     raise Conflict(409, f"{body['kind']} {body['metadata']['name']} comes and goes")
+
+
+async def create_exactly(kube: Creator, body: Object, uid: str) -> Object:
+    """Create an object that has data; one of other data, whoever wrote it, is replaced.
+
+    For what nothing runs with yet: a child is created after what it is made of.
+    """
+    found = await create_owned(kube, body, uid)
+    if found.get("data") != body.get("data"):
+        await kube.delete(found)
+        found = await create_owned(kube, body, uid)
+    return found

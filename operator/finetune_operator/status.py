@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from finetune_api.quantity import format_bytes, format_duration
@@ -53,6 +53,7 @@ def derive(
     more (the report of a preparation whose folder is out of reach).
     """
     s = Situation(job, ledger, observed, now)
+    step = _placed(s, step)
     before = previous or JobStatus()
     child = s.child
     dated = _dated(conditions(s, step), before, observed.live.generation, text_of(now))
@@ -74,6 +75,16 @@ def derive(
         chosen=_chosen(s) or before.chosen,
         output=_output(s) or before.output,
     )
+
+
+def _placed(s: Situation, step: Step) -> Step:
+    """Let a wait of a job that is accepted explain the condition of the stage that waits."""
+    if not isinstance(step, Wait) or step.condition != "Accepted" or step.reason == "NothingToDo":
+        return step
+    if s.stage == "prepare":
+        return replace(step, condition="Prepared")
+    again = s.stage == "train" and s.ledger.attempt > 1
+    return replace(step, condition="Recovering" if again else "Running")
 
 
 def phase(s: Situation) -> Phase:
@@ -138,6 +149,8 @@ def _running(s: Situation, now: Phase, step: Step) -> _Said:
         if isinstance(step, Stop):
             return _Said("Running", True, "Stopping", f"attempt {number}: {step.message}")
         return _Said("Running", True, "Training", f"attempt {number} is running")
+    if isinstance(step, Wait) and step.condition == "Running" and step.reason not in _USUAL:
+        return _Said("Running", False, step.reason, step.message)
     if s.ledger.trained:
         return _Said("Running", False, "Trained", f"attempt {number} reached the last step")
     resume = _newest_resume(s)
@@ -150,6 +163,10 @@ def _running(s: Situation, now: Phase, step: Step) -> _Said:
     if s.ledger.outcome == "Failed" and failure is not None:
         return _Said("Running", False, failure.class_, failure.message)
     return _Said("Running", False, "Starting", f"attempt {number} is starting")
+
+
+_USUAL = ("Training", "Publishing", "Starting")
+"""Waits that say no more than the phase."""
 
 
 def _newest_resume(s: Situation) -> Resume | None:
@@ -263,8 +280,12 @@ def _progress(s: Situation, before: JobStatus) -> JobProgress | None:
     )
 
 
+_SAYS_NO_MORE = ("Pending", "Starting", "Training", "Trained")
 _EXPLAINED_BY: dict[Phase, ConditionType] = {
+    "Pending": "Prepared",
     "Preparing": "Prepared",
+    "Starting": "Running",
+    "Publishing": "Running",
     "Queued": "Queued",
     "Recovering": "Recovering",
     "Suspended": "Suspended",
@@ -277,7 +298,11 @@ def _summary(s: Situation, dated: tuple[Condition, ...], progress: JobProgress |
     """Return the words of the columns; a phase that explains itself has no reason."""
     now, spec = phase(s), s.job.spec
     wanted = _EXPLAINED_BY.get(now)
-    reasons = [condition.reason for condition in dated if condition.type == wanted]
+    reasons = [
+        condition.reason
+        for condition in dated
+        if condition.type == wanted and condition.reason not in _SAYS_NO_MORE
+    ]
     done, loss, eta = "", "", ""
     if progress is not None and progress.total_steps:
         done = f"{100 * progress.step // progress.total_steps}%"
