@@ -22,6 +22,8 @@ from finetune_operator.render.pytorch_job import pytorch_job
 from finetune_operator.resolve.paths import look
 
 Seen = Mapping[str, Any]
+MOST = 4096
+"""As ``resources.nodes`` allows."""
 BackendName = Literal["PyTorchJob", "Job"]
 
 
@@ -112,7 +114,7 @@ def pytorch_facts(child: Seen) -> Facts:
     return Facts(
         name=str(look(child, "metadata", "name") or ""),
         uid=str(look(child, "metadata", "uid") or ""),
-        processes=replicas if isinstance(replicas, int) and replicas > 0 else 1,
+        processes=_processes(replicas),
         word=next((kind for kind, true in holds.items() if true), ""),
         finished="Failed" if holds["Failed"] else "Succeeded" if holds["Succeeded"] else "",
         suspended=suspended,
@@ -141,7 +143,7 @@ def job_facts(child: Seen) -> Facts:
     return Facts(
         name=str(look(child, "metadata", "name") or ""),
         uid=str(look(child, "metadata", "uid") or ""),
-        processes=parallelism if isinstance(parallelism, int) and parallelism > 0 else 1,
+        processes=_processes(parallelism),
         word=next((kind for kind, true in holds.items() if true), _active(child)),
         finished="Failed" if failed else "Succeeded" if holds["Complete"] else "",
         suspended=suspended,
@@ -150,6 +152,11 @@ def job_facts(child: Seen) -> Facts:
         deleted_at=_time(look(child, "metadata", "deletionTimestamp")),
         completed_at=_time(look(child, "status", "completionTime")),
     )
+
+
+def _processes(said: Any) -> int:
+    """Return how many pods a child is to have; a tenant may have edited it."""
+    return min(said, MOST) if isinstance(said, int) and said > 0 else 1
 
 
 def _active(child: Seen) -> str:

@@ -72,7 +72,7 @@ def told_at(pod: Mapping[str, Any]) -> datetime | None:
     grace = look(pod, "metadata", "deletionGracePeriodSeconds")
     if at is None or not isinstance(grace, int) or not 0 <= grace <= 10**6:
         return at
-    return at - timedelta(seconds=grace)
+    return at - timedelta(seconds=grace) if at.year > 1970 else at
 
 
 def container_status(pod: Mapping[str, Any]) -> Mapping[str, Any]:

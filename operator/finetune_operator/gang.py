@@ -67,7 +67,7 @@ def members(child_uid: str, pods: Sequence[Object], gone: Sequence[Object] = ())
     found = [
         _member(pod, exists)
         for pod, exists in ({**left, **there}).values()
-        if _owner(pod) == child_uid
+        if child_uid and _owner(pod) == child_uid
     ]
     return sorted(found, key=lambda one: (one.index, one.exists, one.created))
 

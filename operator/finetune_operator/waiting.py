@@ -86,7 +86,7 @@ def why(pods: Pods, expected: int, child_uid: str, events: Pods = ()) -> Waiting
         events: of the child and of its pods, in any order; the newest of an object counts.
     """
     found = [reason for pod in pods if (reason := _of_pod(pod)) is not None]
-    uids = {look(pod, "metadata", "uid") for pod in pods if not _runs(pod)}
+    uids = {str(look(pod, "metadata", "uid")) for pod in pods if not _runs(pod)}
     if len(pods) < expected:
         uids.add(child_uid)
     found += _of_events(events, uids)
@@ -119,8 +119,8 @@ def _of_pod(pod: Mapping[str, Any]) -> Waiting | None:
     return _matched(_UNSCHEDULABLE, words)
 
 
-def _of_events(events: Pods, uids: set[Any]) -> list[Waiting]:
-    newest: dict[Any, Mapping[str, Any]] = {}
+def _of_events(events: Pods, uids: set[str]) -> list[Waiting]:
+    newest: dict[str, Mapping[str, Any]] = {}
     for event in sorted(events, key=_time_of):
         about = look(event, "involvedObject", "uid") or look(event, "regarding", "uid")
         if isinstance(about, str) and about in uids and _rows(event):
