@@ -44,6 +44,9 @@ from finetune_operator.render.workspace import made_by_us, made_for, shared, wor
 from finetune_operator.resolve.paths import look
 from finetune_operator.watch import LastSeen
 
+HELD = 2
+"""Pods of a child whose Events are read while they do not run."""
+
 
 @dataclass(frozen=True)
 class Around:
@@ -170,11 +173,17 @@ class Observer:
         is_current = status.child is not None and status.child.name == state.name
         if state.over or state.ran or not is_current or is_ending(child):
             return state
-        # It does not run yet: what keeps its pods from being made stands in Events alone.
+        # It does not run yet: what keeps its pods from being made, and their volumes and secrets
+        # from being mounted, stands in Events alone. A few pods speak for all.
+        found = members(uid_of(child), pods)
+        held = [uid_of(one.pod) for one in found if one.end is None and not one.runs]
+        events: list[Object] = []
         try:
-            events = await self.kube.list(
-                EVENTS, child["metadata"]["namespace"], fields=f"involvedObject.uid={uid_of(child)}"
-            )
+            for uid in (uid_of(child), *held[:HELD]):
+                fields = f"involvedObject.uid={uid}"
+                events += await self.kube.list(
+                    EVENTS, child["metadata"]["namespace"], fields=fields
+                )
         except Forbidden:
             return state
         return backend.read(child, pods, gone, events)
