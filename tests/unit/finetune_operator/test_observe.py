@@ -1,0 +1,71 @@
+"""What is seen of children that are stuck, and of children that went before they were looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.looks import NAMESPACE, Looks
+from harness.pod_player import Run
+
+CHILDREN = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
+
+
+def forever(stage: str, attempt: int, node: int) -> Run:
+    del attempt, node
+    return Run(forever=True) if stage == "train" else Run()
+
+
+def pods_of(looks: Looks, child: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = looks.api.get(PODS)["items"]
+    return [p for p in found if p["metadata"]["ownerReferences"][0]["name"] == child]
+
+
+def test_a_secret_that_is_missing_is_said_while_the_pod_waits_for_it() -> None:
+    looks = Looks()
+    looks.create()
+    looks.turn()
+    looks.player.turn()
+    (pod,) = pods_of(looks, "bot-prepare")
+    stored = looks.api.objects[("pods", NAMESPACE, pod["metadata"]["name"])]
+    stored["status"] = {"phase": "Pending"}
+    text = 'MountVolume.SetUp failed for volume "settings" : secret "hf" not found'
+    looks.api.create(
+        EVENTS,
+        {
+            "metadata": {"name": "why"},
+            "involvedObject": {"uid": pod["metadata"]["uid"]},
+            "reason": "FailedMount",
+            "message": text,
+        },
+    )
+
+    looks.settle()
+
+    assert looks.conditions()["Prepared"] == ("False", "SecretMissing", text)
+
+
+def test_what_a_child_said_last_counts_after_its_object_is_gone() -> None:
+    looks = Looks(script=forever)
+    looks.create()
+    for _ in range(12):
+        looks.turn()
+    looks.settle()
+    assert looks.status["phase"] == "Running"
+    assert "checkpoint" not in looks.status
+    (pod,) = pods_of(looks, "bot-1")
+    looks.player._terminate(pod, Run(exit_code=143, step=70, checkpoint=60))
+    (ended,) = pods_of(looks, "bot-1")
+    looks.api.request("DELETE", f"{PODS}/{ended['metadata']['name']}", {"gracePeriodSeconds": 0})
+    looks.api.request("DELETE", f"{CHILDREN}/bot-1", {})
+
+    looks.settle()
+
+    status = looks.status
+    assert status["attempt"] == 2
+    assert (status["preemptions"], status.get("failures", 0)) == (1, 0)
+    assert status["checkpoint"]["step"] == 60
+    assert status["lastFailure"]["exitCode"] == 143
+    assert status["resumes"][0]["fromStep"] == 60
+    assert status["resumes"][0]["stoppedAt"] == 70
