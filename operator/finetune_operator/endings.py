@@ -79,7 +79,7 @@ def container_status(pod: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the status of our container; empty where the kubelet gave none yet."""
     statuses = look(pod, "status", "containerStatuses")
     found = [one for one in statuses or [] if isinstance(one, Mapping)] if _listed(statuses) else []
-    ours = [one for one in found if one.get("name") in CONTAINERS]
+    ours = [one for one in found if _text(one.get("name")) in CONTAINERS]
     return (ours or found or [{}])[0]
 
 
@@ -140,7 +140,7 @@ def _terminated(pod: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _exit_code(terminated: Mapping[str, Any] | None, phase: Any) -> int | None:
-    if terminated is not None and terminated.get("reason") not in _VANISHED:
+    if terminated is not None and _text(terminated.get("reason")) not in _VANISHED:
         code = terminated.get("exitCode")
         return code if isinstance(code, int) and not isinstance(code, bool) else None
     return 0 if terminated is None and phase == "Succeeded" else None
@@ -152,11 +152,11 @@ def _outside(
     """Return what ended the process from outside, and in whose words; None: nothing did."""
     if code == 0:
         return None, ""
-    why = str(look(pod, "status", "reason") or "")
+    why = _text(look(pod, "status", "reason"))
     text = clean(look(pod, "status", "message"))
     if why == "Evicted":
         return ("EvictedOwnLimits" if _by_own_limits(text) else "Evicted"), text
-    how = look(terminated, "reason")
+    how = _text(look(terminated, "reason"))
     if how == "OOMKilled":
         return "OOMKilled", "it used more memory than its limit"
     target = condition(pod, "DisruptionTarget")
@@ -231,6 +231,10 @@ def _ended_at(pod: Mapping[str, Any], terminated: Mapping[str, Any] | None) -> d
 
 def _time(text: Any) -> datetime | None:
     return time_of(text) if isinstance(text, str) else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _listed(value: Any) -> bool:

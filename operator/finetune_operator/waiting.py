@@ -101,8 +101,8 @@ def why(pods: Pods, expected: int, child_uid: str, events: Pods = ()) -> Waiting
 
 def _of_pod(pod: Mapping[str, Any]) -> Waiting | None:
     status = container_status(pod)
-    reason, text = look(status, "state", "waiting", "reason"), look(status, "state", "waiting")
-    message = clean(look(text, "message")) or clean(reason)
+    reason = clean(look(status, "state", "waiting", "reason"))
+    message = clean(look(status, "state", "waiting", "message")) or reason
     if reason in IMAGE:
         return Waiting("ImagePullFailed", message)
     if reason == "CreateContainerConfigError":

@@ -311,6 +311,11 @@ SHAPES = st.recursive(JSON, lambda inner: st.dictionaries(FIELDS, inner, max_siz
 @example(
     status={"phase": "Failed", "conditions": "x"}, metadata={"deletionTimestamp": "soon"}, gone=True
 )
+@example(
+    status={"containerStatuses": [{"name": [], "state": {"terminated": {"reason": {}}}}]},
+    metadata={},
+    gone=False,
+)
 def test_no_shape_of_a_pod_breaks_it(status: Any, metadata: Any, gone: bool) -> None:
     end = ending_of({"metadata": metadata, "status": status}, gone=gone)
     if end is not None:
