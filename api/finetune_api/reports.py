@@ -155,6 +155,10 @@ class TerminationReport(Document):
     peak_memory_bytes: Count = 0
     choices: Choices | None = None
     """Of prepare, so that the operator can freeze them without reading the volume."""
+    data: DataReport | None = None
+    """Of prepare: the training split."""
+    memory: MemoryReport | None = None
+    """Of prepare, without its parts."""
     output_digest: Digest | None = None
     """Of publish."""
     evaluation: dict[str, float] = Field(default_factory=dict)

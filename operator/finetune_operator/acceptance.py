@@ -21,11 +21,12 @@ from finetune_api.job import MUTABLE, JobSpec
 from finetune_api.names import LABEL_PRIORITY, LABEL_QUEUE, workspace_folder
 from finetune_api.problem import Problem, Refused
 from finetune_api.profile import Platform
-from finetune_api.resolved import Choices, ResolvedJob
+from finetune_api.reports import PrepareReport
+from finetune_api.resolved import ResolvedJob
 from finetune_api.status import JobStatus
 from finetune_operator.kube import CONFIG_MAPS, NAMESPACES, PROFILES, Kube, KubeError, Object
 from finetune_operator.observed import Live
-from finetune_operator.ownership import create_exactly, create_owned
+from finetune_operator.ownership import create_exactly, create_owned, owned_by
 from finetune_operator.render.owner import labels, metadata
 from finetune_operator.render.placement import Placement
 from finetune_operator.resolve import resolve
@@ -99,12 +100,12 @@ class Acceptance:
         self._profiles = profiles
         self._image = trainer_image
         self._known: OrderedDict[str, Accepted] = OrderedDict()
-        self._choices: OrderedDict[str, Choices] = OrderedDict()
+        self._prepared: OrderedDict[str, PrepareReport] = OrderedDict()
 
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a job that is gone."""
         self._known.pop(uid, None)
-        self._choices.pop(uid, None)
+        self._prepared.pop(uid, None)
 
     async def accepted(self, body: Object, status: JobStatus) -> Accepted:
         """Return the accepted job; accepts it where that was not done yet.
@@ -120,9 +121,10 @@ class Acceptance:
         if digest is None:
             found = await self._write(await self._resolved(body))
         else:
-            found = await self._read(body)
-            if found is None or found.digest != digest:
-                found = await self._restored(body, digest, present=found is not None)
+            there = await self._read(body)
+            found = there or await self._restored(body, digest, present=False)
+            if found.digest != digest:
+                found = await self._restored(body, digest, present=True)
         self._known[uid] = found
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
@@ -154,26 +156,27 @@ class Acceptance:
                 now = now.model_copy(update={"active_deadline_seconds": kept})
         return Live.of(now, generation), problems
 
-    async def choices(self, accepted: Accepted, found: Choices | None) -> Choices | None:
-        """Return what preparation chose, frozen the first time that it is seen.
+    async def prepared(
+        self, accepted: Accepted, found: PrepareReport | None
+    ) -> PrepareReport | None:
+        """Return what preparation found and chose, frozen the first time that it is seen.
 
         The pod that said it may vanish; what every attempt is made of must not.
         """
         uid = accepted.job.uid
-        known = self._choices.get(uid)
+        known = self._prepared.get(uid)
         if known is not None:
             return known
         name = f"{workspace_folder(accepted.job.name, uid)}-prepared"
         body = await self._kube.find(CONFIG_MAPS, accepted.job.namespace, name)
-        frozen = _frozen_choices(body, uid) if body is not None else None
+        frozen = _frozen(body, uid) if body is not None else None
         if frozen is None and found is not None:
-            made = _config_map(accepted.job, name, {"choices.json": found.to_json()})
-            existing = await create_owned(self._kube, made, uid)
-            frozen = _frozen_choices(existing, uid) or found
+            made = _config_map(accepted.job, name, {"report.json": found.to_json()})
+            frozen = _frozen(await create_owned(self._kube, made, uid), uid) or found
         if frozen is not None:
-            self._choices[uid] = frozen
-            while len(self._choices) > REMEMBERED:
-                self._choices.popitem(last=False)
+            self._prepared[uid] = frozen
+            while len(self._prepared) > REMEMBERED:
+                self._prepared.popitem(last=False)
         return frozen
 
     async def _resolved(self, body: Object) -> tuple[ResolvedJob, Platform, dict[str, str]]:
@@ -216,8 +219,7 @@ class Acceptance:
         found = await self._kube.find(CONFIG_MAPS, metadata_["namespace"], name)
         if found is None:
             return None
-        owners = found["metadata"].get("ownerReferences") or ()
-        if metadata_["uid"] not in {owner.get("uid") for owner in owners}:
+        if not owned_by(found, metadata_["uid"]):
             return None
         try:
             return _parsed(found)
@@ -314,14 +316,14 @@ def _parsed(body: Object) -> Accepted:
         raise Lost(f"ConfigMap {body['metadata']['name']} cannot be read: {error}") from error
 
 
-def _frozen_choices(body: Object, uid: str) -> Choices | None:
-    owners = body["metadata"].get("ownerReferences") or ()
-    if uid not in {owner.get("uid") for owner in owners}:
+def _frozen(body: Object, uid: str) -> PrepareReport | None:
+    if not owned_by(body, uid):
         return None
     try:
-        return Choices.model_validate(json.loads((body.get("data") or {})["choices.json"]))
+        found = PrepareReport.model_validate(json.loads((body.get("data") or {})["report.json"]))
     except (KeyError, ValueError):
         return None
+    return found if found.choices is not None and found.job_uid == uid else None
 
 
 __all__ = ["Acceptance", "Accepted", "Lost", "Profiles", "changed_spec"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from finetune_api.checkpoint import Claim
 from finetune_api.names import LABEL_UID, workspace_folder
 from finetune_api.problem import Problem
-from finetune_api.reports import CompletionManifest, TerminationReport
-from finetune_api.resolved import Choices, Stage, StageConfig
+from finetune_api.reports import CompletionManifest, PrepareReport, TerminationReport
+from finetune_api.resolved import Stage, StageConfig
 from finetune_api.status import Child, JobStatus
 from finetune_operator.acceptance import Acceptance, Accepted
 from finetune_operator.backend import (
@@ -106,10 +106,12 @@ class Observer:
         if backend is None:
             space = replace(space, problem=_no_backend(str(wanted)))
         reports = _reports(states, status.child)
+        prepared = await self.acceptance.prepared(accepted, _prepared(job.uid, states))
         found = Observed(
             live=live,
             children=tuple(states),
-            choices=await self.acceptance.choices(accepted, _choices(states)),
+            report=prepared,
+            choices=prepared.choices if prepared else None,
             progress=self.puller.known(job.uid),
             claim=_claim(job.uid, status, reports, self.puller),
             published=_published(accepted, status, reports),
@@ -291,13 +293,21 @@ def _reports(states: Sequence[ChildState], child: Child | None) -> list[Terminat
     return sorted(found, key=lambda report: report.node)
 
 
-def _choices(states: Sequence[ChildState]) -> Choices | None:
-    """Return what a preparation chose that has ended with success."""
+def _prepared(uid: str, states: Sequence[ChildState]) -> PrepareReport | None:
+    """Return what a preparation found and chose that has ended with success."""
     for state in states:
         for end in state.ends:
-            report = end.report
-            if report is not None and report.stage == "prepare" and end.exit_code == 0:
-                return report.choices
+            said = end.report
+            if said is None or said.stage != "prepare" or end.exit_code != 0:
+                continue
+            if said.choices is not None:
+                return PrepareReport(
+                    job_uid=uid,
+                    choices=said.choices,
+                    train=said.data,
+                    memory=said.memory,
+                    problems=said.problems,
+                )
     return None
 
 

@@ -1,11 +1,22 @@
 """A job's life on a real API server; the pods are played, the operator is the real process."""
 
 import json
+import time
 from contextlib import contextmanager
 
 import pytest
 
-from harness.operator_driver import JOBS, Watched, make_namespace, operator, status_of, wait_for
+from harness.api_proxy import ApiProxy
+from harness.operator_driver import (
+    IMAGE,
+    JOBS,
+    Watched,
+    make_namespace,
+    operator,
+    status_of,
+    wait_for,
+)
+from harness.operator_forks import Forks
 from harness.pod_player import PodPlayer, Run
 from harness.stage_config import SPEC, merged
 
@@ -86,3 +97,94 @@ def test_a_job_from_pending_to_succeeded(plane, api, namespace, tmp_path):
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     assert not [line for line in lines if line["level"] == "error"]
     assert process.popen.returncode == 0
+
+
+def preempted_once(stage, attempt, node):
+    del node
+    if stage == "train" and attempt == 1:
+        return Run(exit_code=143, step=30, checkpoint=30)
+    return Run()
+
+
+FLAGS = ["--trainer-image", IMAGE, "--probe-address", "127.0.0.1", "--probe-port", "0"]
+
+
+def test_killed_before_and_after_every_write_a_job_ends_as_undisturbed(
+    plane, api, namespace, tmp_path
+):
+    """One life in which no operator lives longer than until its first write.
+
+    It is killed before the API server sees a write, and the next one after that write was stored
+    and before the answer comes: each write of the life is met in both ways.
+    """
+    proxy = ApiProxy(api, tmp_path)
+    forks = Forks(proxy.kubeconfig, tmp_path / "operator.log")
+    cuts = []
+
+    def cut(write):
+        # Events are named by what they say: they are written once, and nothing follows from them.
+        if "/events/" in write:
+            return None
+        again = cuts[-1:] == [("before", write)]
+        cuts.append(("after" if again else "before", write))
+        return cuts[-1][0]
+
+    proxy.cut, proxy.killed = cut, forks.kill
+    try:
+        with playing(api, namespace, preempted_once) as player:
+            made = api.create(JOBS.format(namespace=namespace), job("bot"))
+            uid = made["metadata"]["uid"]
+            player.pause = 0.3
+            deadline, asked = time.monotonic() + 150, 0.0
+            while True:
+                if not forks.alive():
+                    forks.start("--namespaces", namespace, *FLAGS)
+                now = time.monotonic()
+                if now - asked > 0.5:
+                    if outcome(api, namespace, "bot"):
+                        break
+                    asked = now
+                assert now < deadline, f"{len(cuts)} cuts, the last at {cuts[-1]}"
+                time.sleep(0.02)
+        status = status_of(api, namespace, "bot")
+    finally:
+        forks.stop()
+        proxy.stop()
+
+    stored = [write for when, write in cuts if when == "after"]
+    created = [write.rpartition("/")[2] for write in stored if write.startswith("POST")]
+    folder = f"bot-{uid.replace('-', '')[:8]}"
+    assert created == [
+        f"{folder}-resolved",
+        "bot-workspace",
+        "bot-prepare-config",
+        "bot-prepare",
+        f"{folder}-prepared",
+        "bot-1-config",
+        "bot-1",
+        "bot-2-config",
+        "bot-2",
+        "bot-publish-config",
+        "bot-publish",
+    ]
+    assert len([write for write in stored if write.startswith("PUT")]) >= 6
+    assert [write for write in proxy.passed if "/events/" not in write] == []
+    assert player.made == [
+        "bot-prepare-0-abcde",
+        "bot-1-0-abcde",
+        "bot-2-0-abcde",
+        "bot-publish-0-abcde",
+    ]
+    assert player.most_alive == {"bot": 1}
+    assert (status["outcome"], status["attempt"]) == ("Succeeded", 2)
+    assert (status["failures"], status["preemptions"]) == (0, 1)
+    assert [(r["cause"], r["fromStep"]) for r in status["resumes"]] == [("Preempted", 30)]
+    assert status["checkpoint"]["path"] == "checkpoints/2/step-60"
+    assert conditions(status) == {
+        "Accepted": ("True", "Accepted"),
+        "Prepared": ("True", "DataReady"),
+        "Running": ("False", "Trained"),
+        "Recovering": ("False", "NotRecovering"),
+        "Succeeded": ("True", "Published"),
+        "Finished": ("True", "Succeeded"),
+    }

@@ -121,4 +121,8 @@ class Watched:
             buffer += chunk
             *lines, buffer = buffer.split(b"\n")
             for line in lines:
-                self.statuses.append(json.loads(line)["object"].get("status") or {})
+                try:
+                    found = json.loads(line)
+                except ValueError:  # the rest of an encrypted stream that was cut off
+                    return
+                self.statuses.append(found["object"].get("status") or {})

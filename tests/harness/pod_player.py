@@ -17,12 +17,17 @@ from typing import Any
 
 from finetune_api.checkpoint import CheckpointRef
 from finetune_api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_STAGE, LABEL_UID
-from finetune_api.reports import TerminationReport
+from finetune_api.reports import DataReport, TerminationReport
 from harness.control_plane import Api, ApiError
 from harness.simulation import make_choices, ref
 
 FOREGROUND = "foregroundDeletion"
 TRACKING = "batch.kubernetes.io/job-tracking"
+
+
+DATA = DataReport(
+    rows=90, rows_used=88, rows_dropped=2, sequences=80, tokens=1000, trained_tokens=310
+)
 
 
 def now() -> str:
@@ -57,6 +62,7 @@ def said(
         checkpoint=saved if stage == "train" else None,
         resumed_from=began,
         choices=make_choices() if stage == "prepare" and run.exit_code == 0 else None,
+        data=DATA if stage == "prepare" and run.exit_code == 0 else None,
         output_digest="sha256:" + "b" * 64 if stage == "publish" else None,
         evaluation={"loss": 1.5} if stage == "publish" else {},
     )
@@ -70,6 +76,8 @@ class PodPlayer:
     namespace: str
     script: Callable[[str, int, int], Run] = lambda stage, attempt, node: Run()
     """(stage, attempt, node) -> what happens."""
+    pause: float = 0.05
+    """Seconds between two turns."""
     most_alive: dict[str, int] = field(default_factory=dict)
     """By job: the most children that had a pod running at the same time."""
     made: list[str] = field(default_factory=list)
@@ -95,7 +103,7 @@ class PodPlayer:
             except (ApiError, OSError) as error:
                 if not (isinstance(error, ApiError) and error.code in (404, 409)):
                     self.errors.append(repr(error))
-            self._stop.wait(0.05)
+            self._stop.wait(self.pause)
 
     def turn(self) -> None:
         """Do what is due, once."""

@@ -164,6 +164,9 @@ def _prepare(config: StageConfig, _: Path) -> TerminationReport:
     from finetune_trainer import prepare
 
     report = prepare.run(config)
+    memory = report.memory
+    if memory is not None:
+        memory = memory.model_copy(update={"parts": (), "message": ""})
     return TerminationReport(
         stage="prepare",
         job_uid=report.job_uid,
@@ -171,6 +174,8 @@ def _prepare(config: StageConfig, _: Path) -> TerminationReport:
         message=prepare.summary(report)[:512],
         problems=report.problems[:3],
         choices=report.choices,
+        data=report.train,
+        memory=memory,
     )
 
 

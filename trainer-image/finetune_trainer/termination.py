@@ -26,6 +26,13 @@ def fitted(report: TerminationReport) -> bytes:
             update={
                 "problems": tuple(map(_shortened, report.problems[:1])),
                 "rejected": (),
+                "choices": report.choices and report.choices.model_copy(update={"chosen": ()}),
+            }
+        ),
+        report.model_copy(
+            update={
+                "problems": tuple(map(_shortened, report.problems[:1])),
+                "rejected": (),
                 "choices": None,
             }
         ),

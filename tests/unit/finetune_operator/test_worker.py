@@ -76,6 +76,12 @@ def test_an_undisturbed_life():
     assert looks.player.made == ["bot-prepare-0-abcde", "bot-1-0-abcde", "bot-publish-0-abcde"]
     assert status["attempt"] == 1
     assert "lastFailure" not in status
+    assert looks.conditions()["Prepared"] == (
+        "True",
+        "DataReady",
+        "88 rows, 310 trained tokens (31%), 2 dropped",
+    )
+    assert status["dataset"]["trainedTokens"] == 310
 
 
 def test_a_troubled_life():

@@ -1,0 +1,139 @@
+"""A proxy between the operator and the API server, through which every write is seen.
+
+It can stop the operator's world at a chosen write: before the API server sees it, or after it was
+stored and before the answer comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import aiohttp
+from aiohttp import web
+
+from harness.control_plane import Api
+
+When = Literal["before", "after"]
+_HOPS = {"connection", "transfer-encoding", "content-encoding", "content-length", "host"}
+
+
+class ApiProxy:
+    """Listens on this machine without encryption; what it forwards is sent as the administrator."""
+
+    def __init__(self, api: Api, folder: Path) -> None:
+        """Start listening, in a thread."""
+        self._api = api
+        self.writes: list[str] = []
+        self.created: set[str] = set()
+        self.passed: list[str] = []
+        """Writes that were stored and answered."""
+        self.cut: Callable[[str], When | None] = lambda write: None
+        """(method and path of a write) -> when to cut it off; None lets it pass."""
+        self.killed: Callable[[], None] = lambda: None
+        """Called at a cut, while the write waits."""
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._port = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        if not self._ready.wait(20):
+            raise RuntimeError("the proxy does not listen")
+        self.kubeconfig = folder / "proxy-kubeconfig"
+        self.kubeconfig.write_text(json.dumps(self._kubeconfig()))
+
+    def stop(self) -> None:
+        """Stop listening."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(20)
+
+    def _kubeconfig(self) -> dict[str, object]:
+        server = f"http://127.0.0.1:{self._port}"
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "proxy",
+            "clusters": [{"name": "proxy", "cluster": {"server": server}}],
+            "users": [{"name": "operator", "user": {"token": "of-the-operator"}}],
+            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "operator"}}],
+        }
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        runner, session = self._loop.run_until_complete(self._listen())
+        self._ready.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(session.close())
+        self._loop.run_until_complete(runner.cleanup())
+        self._loop.close()
+
+    async def _listen(self) -> tuple[web.AppRunner, aiohttp.ClientSession]:
+        context = ssl.create_default_context(cafile=str(self._api.authority))
+        context.load_cert_chain(self._api.identity.certificate, self._api.identity.key)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=context, limit=0),
+            timeout=aiohttp.ClientTimeout(total=None),
+            auto_decompress=False,
+        )
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._pass)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self._port = runner.addresses[0][1]
+        return runner, self._session
+
+    async def _pass(self, request: web.Request) -> web.StreamResponse:
+        when: When | None = None
+        write = ""
+        body = await request.read()
+        if request.method != "GET":
+            write = _name(request, body)
+            # What exists already is not created again: such a request changes nothing.
+            when = self.cut(write) if write not in self.created else None
+            self.writes.append(write)
+        if when == "before":
+            return self._cut_off(request)
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOPS}
+        headers.pop("Authorization", None)
+        url = f"https://127.0.0.1:{self._api.port}{request.rel_url}"
+        async with self._session.request(request.method, url, data=body, headers=headers) as came:
+            if request.method == "POST" and came.status == 201:
+                self.created.add(write)
+            if when == "after":
+                await came.read()
+                return self._cut_off(request)
+            if write and came.status < 300:
+                self.passed.append(write)
+            kept = {k: v for k, v in came.headers.items() if k.lower() not in _HOPS}
+            if came.headers.get("Content-Encoding"):
+                kept["Content-Encoding"] = came.headers["Content-Encoding"]
+            answer = web.StreamResponse(status=came.status, headers=kept)
+            try:
+                await answer.prepare(request)
+                async for chunk in came.content.iter_any():
+                    await answer.write(chunk)
+                await answer.write_eof()
+            except (ConnectionError, aiohttp.ClientError):
+                if request.transport is not None:
+                    request.transport.abort()
+            return answer
+
+    def _cut_off(self, request: web.Request) -> web.StreamResponse:
+        """End who asked, and leave it without an answer."""
+        self.killed()
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response(status=500)
+
+
+def _name(request: web.Request, body: bytes) -> str:
+    """Return method and path of a write, with the name of what is created."""
+    if request.method != "POST":
+        return f"{request.method} {request.path}"
+    return f"POST {request.path}/{json.loads(body)['metadata']['name']}"
