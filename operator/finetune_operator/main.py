@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import random
@@ -11,8 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine
-from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any
 
 import kopf
@@ -20,38 +17,23 @@ import kopf
 from finetune_operator import metrics, probes
 from finetune_operator.acceptance import Acceptance, Profiles
 from finetune_operator.events import Recorder
-from finetune_operator.kube import FINETUNE_JOBS, Conflict, Kube, KubeError, Unavailable
+from finetune_operator.kube import (
+    FINETUNE_JOBS,
+    PYTORCH_JOBS,
+    Conflict,
+    Kube,
+    KubeError,
+    Unavailable,
+)
+from finetune_operator.log_lines import ATTEMPT, JOB, set_up
 from finetune_operator.observe import Observer
 from finetune_operator.progress import Puller
 from finetune_operator.queue import Key, Queue, Schedule
-from finetune_operator.settings import Settings, instance, kopf_settings, read_settings
+from finetune_operator.settings import Backoffs, Settings, instance, kopf_settings, read_settings
 from finetune_operator.watch import LastSeen, make_registry
 from finetune_operator.worker import Worker
 
 log = logging.getLogger("finetune_operator")
-
-JOB: ContextVar[str] = ContextVar("job", default="")
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line, with the job that it is about."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return a record as one line."""
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if JOB.get():
-            line["job"] = JOB.get()
-        attempt = getattr(record, "attempt", None)
-        if attempt is not None:
-            line["attempt"] = attempt
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
 
 
 class Operator:
@@ -68,14 +50,14 @@ class Operator:
         self.kube = Kube(settings.connections)
         self.profiles = Profiles(self.kube)
         acceptance = Acceptance(self.kube, self.profiles, settings.trainer_image)
-        seen = LastSeen()
+        self.seen = LastSeen()
         self.puller = Puller(
             self.queue.add, every=settings.progress_seconds, rate=settings.progress_per_second
         )
         self.worker = Worker(
             kube=self.kube,
             acceptance=acceptance,
-            observer=Observer(self.kube, acceptance, seen, self.puller),
+            observer=Observer(self.kube, acceptance, self.seen, self.puller),
             puller=self.puller,
             recorder=Recorder(self.kube, instance()),
             progress_seconds=settings.progress_seconds,
@@ -83,9 +65,6 @@ class Operator:
             restarts_at_once=settings.restarts_at_once,
         )
         self.health = probes.Health(relist_every=settings.relist_seconds)
-        self.registry = make_registry(
-            enqueue=self.queue.add, profile_changed=self._profile_changed, seen=seen
-        )
         metrics.follow(
             lambda: float(self.queue.depth),
             lambda: float(len(self.queue)),
@@ -132,9 +111,15 @@ class Operator:
         self, started: asyncio.Event, stop: asyncio.Event, told: asyncio.Event
     ) -> None:
         names = self.settings.namespaces
+        registry = make_registry(
+            enqueue=self.queue.add,
+            profile_changed=self._profile_changed,
+            seen=self.seen,
+            pytorch=await self._has_pytorch(),
+        )
         watching = asyncio.create_task(
             kopf.operator(
-                registry=self.registry,
+                registry=registry,
                 settings=kopf_settings(self.settings.workers),
                 standalone=True,
                 clusterwide=not names,
@@ -152,6 +137,16 @@ class Operator:
         finally:
             begun.cancel()
             watching.cancel()
+
+    async def _has_pytorch(self) -> bool:
+        """Ask what the cluster has until there is an answer."""
+        for delay in Backoffs():
+            try:
+                return await self.kube.serves(PYTORCH_JOBS)
+            except KubeError as error:
+                log.warning("the API server cannot be reached yet: %s", error)
+                await asyncio.sleep(delay)
+        raise AssertionError
 
     async def _relist(self, started: asyncio.Event) -> None:
         """List all jobs now and then: whatever a watch may miss, it is not missed for long."""
@@ -192,11 +187,13 @@ class Operator:
         while True:
             key = await self.queue.take()
             self.health.looking_since[number] = time.monotonic()
-            mark = JOB.set(str(key))
+            JOB.set(str(key))
+            ATTEMPT.set(0)
             try:
                 await self._look(key)
             finally:
-                JOB.reset(mark)
+                JOB.set("")
+                ATTEMPT.set(0)
                 self.health.looking_since.pop(number, None)
                 self.queue.done(key)
 
@@ -237,24 +234,11 @@ def _listen(told: asyncio.Event) -> None:
         loop.add_signal_handler(number, told.set)
 
 
-def set_up_logging(level: str) -> None:
-    """Write JSON lines to the standard error; the library says only what is worth it."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level)
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
-    for name in ("kopf", "aiohttp", "asyncio"):
-        logging.getLogger(name).setLevel(max(logging.INFO, logging.getLevelName(level)))
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
-
-
 def main() -> int:
     """Run the operator; the exit code is 1 where a part of it has stopped by itself."""
     settings = read_settings(sys.argv[1:], os.environ)
-    set_up_logging(settings.log_level)
-    log.info("starting", extra={"settings": settings.to_json()})
+    set_up(settings.log_level)
+    log.info("starting with %s", settings.to_json())
     return asyncio.run(Operator(settings).run())
 
 

@@ -117,8 +117,12 @@ def make_registry(
     enqueue: Callable[[Key], None],
     profile_changed: Callable[[], None],
     seen: LastSeen,
+    pytorch: bool,
 ) -> kopf.OperatorRegistry:
-    """Return the handlers. They do no I/O, and what one object does to them hurts no other."""
+    """Return the handlers. They do no I/O, and what one object does to them hurts no other.
+
+    A kind that the cluster does not have (``pytorch``) is not watched: it could not be listed.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -153,6 +157,6 @@ def make_registry(
     watch(FINETUNE_JOBS, job_changed)
     watch(PROFILES, profile_seen)
     watch(PODS, pod_changed, labels={LABEL_UID: kopf.PRESENT})
-    for resource in (BATCH_JOBS, PYTORCH_JOBS, CLAIMS):
+    for resource in (BATCH_JOBS, CLAIMS, *((PYTORCH_JOBS,) if pytorch else ())):
         watch(resource, child_changed, labels={LABEL_JOB: kopf.PRESENT})
     return registry

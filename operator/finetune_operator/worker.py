@@ -16,7 +16,8 @@ from finetune_operator import metrics
 from finetune_operator.acceptance import Acceptance, Accepted, Lost
 from finetune_operator.act import Deed, act, clean
 from finetune_operator.events import Recorder, transitions
-from finetune_operator.kube import FINETUNE_JOBS, Kube, Object, is_ending, uid_of
+from finetune_operator.kube import FINETUNE_JOBS, Forbidden, Kube, Object, is_ending, uid_of
+from finetune_operator.log_lines import ATTEMPT
 from finetune_operator.observe import Around, Observer
 from finetune_operator.observed import Observed
 from finetune_operator.ownership import NameTaken
@@ -89,10 +90,14 @@ class Worker:
         except NameTaken as taken:
             await self._refuse(key, body, status, "NameTaken", taken.message)
             return self.unreachable_seconds
+        except Forbidden as error:
+            await self._refuse(key, body, status, "RightMissing", str(error))
+            return self.unreachable_seconds
         except Lost as lost:
             await self._refuse(key, body, status, "ResolvedJobLost", str(lost))
             return self.unreachable_seconds
         self.unaccepted.discard(key)
+        ATTEMPT.set(status.attempt)
         return await self._turn(key, body, status, accepted)
 
     async def _turn(

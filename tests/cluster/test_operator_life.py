@@ -1,6 +1,7 @@
 """A job's life on a real API server; the pods are played, the operator is the real process."""
 
 import json
+import threading
 import time
 from contextlib import contextmanager
 
@@ -188,3 +189,46 @@ def test_killed_before_and_after_every_write_a_job_ends_as_undisturbed(
         "Succeeded": ("True", "Published"),
         "Finished": ("True", "Succeeded"),
     }
+
+
+def test_at_rest_nothing_is_written_and_an_outage_and_a_second_operator_change_nothing(
+    api, namespace, tmp_path, plane
+):
+    """A job trains while nothing changes, while the API server is away, and with two operators."""
+    ends = threading.Event()
+
+    def script(stage, attempt, node):
+        del attempt, node
+        return Run(forever=stage == "train" and not ends.is_set())
+
+    def phase():
+        return status_of(api, namespace, "bot").get("phase")
+
+    proxy = ApiProxy(api, tmp_path)
+    flags = ["--progress-seconds", "1", "--unreachable-seconds", "1"]
+    one = operator(proxy.kubeconfig, namespace, tmp_path / "one.log", *flags)
+    other = operator(proxy.kubeconfig, namespace, tmp_path / "other.log", *flags)
+    try:
+        with playing(api, namespace, script) as player, one as first, other as second:
+            api.create(JOBS.format(namespace=namespace), job("bot"))
+            wait_for(lambda: phase() == "Running", first)
+            time.sleep(3)
+            before = len(proxy.writes)
+            time.sleep(7)  # seven looks and a full list
+            at_rest = proxy.writes[before:]
+            proxy.away = True
+            time.sleep(3)
+            ends.set()
+            time.sleep(3)
+            proxy.away = False
+            status = wait_for(lambda: outcome(api, namespace, "bot"), first, 90)
+            assert not first.ended(), first.tail()
+            assert not second.ended(), second.tail()
+    finally:
+        proxy.stop()
+
+    assert at_rest == []
+    assert status["outcome"] == "Succeeded"
+    assert (status["attempt"], status["failures"], status["preemptions"]) == (1, 0, 0)
+    assert player.made == ["bot-prepare-0-abcde", "bot-1-0-abcde", "bot-publish-0-abcde"]
+    assert player.most_alive == {"bot": 1}

@@ -35,6 +35,8 @@ class ApiProxy:
         """Writes that were stored and answered."""
         self.cut: Callable[[str], When | None] = lambda write: None
         """(method and path of a write) -> when to cut it off; None lets it pass."""
+        self.away = False
+        """Nobody answers, and what was being answered is cut off."""
         self.killed: Callable[[], None] = lambda: None
         """Called at a cut, while the write waits."""
         self._loop = asyncio.new_event_loop()
@@ -49,7 +51,8 @@ class ApiProxy:
 
     def stop(self) -> None:
         """Stop listening."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.away = True  # streams end by themselves
+        self._loop.call_soon_threadsafe(self._loop.call_later, 0.5, self._loop.stop)
         self._thread.join(20)
 
     def _kubeconfig(self) -> dict[str, object]:
@@ -68,8 +71,8 @@ class ApiProxy:
         runner, session = self._loop.run_until_complete(self._listen())
         self._ready.set()
         self._loop.run_forever()
-        self._loop.run_until_complete(session.close())
         self._loop.run_until_complete(runner.cleanup())
+        self._loop.run_until_complete(session.close())
         self._loop.close()
 
     async def _listen(self) -> tuple[web.AppRunner, aiohttp.ClientSession]:
@@ -91,6 +94,8 @@ class ApiProxy:
     async def _pass(self, request: web.Request) -> web.StreamResponse:
         when: When | None = None
         write = ""
+        if self.away:
+            return self._abort(request)
         body = await request.read()
         if request.method != "GET":
             write = _name(request, body)
@@ -102,7 +107,9 @@ class ApiProxy:
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOPS}
         headers.pop("Authorization", None)
         url = f"https://127.0.0.1:{self._api.port}{request.rel_url}"
-        async with self._session.request(request.method, url, data=body, headers=headers) as came:
+        async with self._session.request(
+            request.method, url, data=body or None, headers=headers
+        ) as came:
             if request.method == "POST" and came.status == 201:
                 self.created.add(write)
             if when == "after":
@@ -116,7 +123,7 @@ class ApiProxy:
             answer = web.StreamResponse(status=came.status, headers=kept)
             try:
                 await answer.prepare(request)
-                async for chunk in came.content.iter_any():
+                while chunk := await self._next(came.content):
                     await answer.write(chunk)
                 await answer.write_eof()
             except (ConnectionError, aiohttp.ClientError):
@@ -127,9 +134,21 @@ class ApiProxy:
     def _cut_off(self, request: web.Request) -> web.StreamResponse:
         """End who asked, and leave it without an answer."""
         self.killed()
+        return self._abort(request)
+
+    def _abort(self, request: web.Request) -> web.StreamResponse:
         if request.transport is not None:
             request.transport.abort()
         return web.Response(status=500)
+
+    async def _next(self, stream: aiohttp.StreamReader) -> bytes:
+        """Return what comes next; raises ConnectionError once the API server is to be away."""
+        reading = asyncio.ensure_future(stream.readany())
+        while not (await asyncio.wait({reading}, timeout=0.2))[0]:
+            if self.away:
+                reading.cancel()
+                raise ConnectionError
+        return reading.result()
 
 
 def _name(request: web.Request, body: bytes) -> str:
