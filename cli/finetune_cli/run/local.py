@@ -23,7 +23,7 @@ from finetune_api.reports import Progress
 from finetune_api.resolved import Attempt, Mounts, Stage, StageConfig
 from finetune_api.status import Child, Ledger
 from finetune_cli.run import keeper
-from finetune_cli.run.look import choices_of, never_started, observe
+from finetune_cli.run.look import never_started, observe
 from finetune_cli.run.processes import Gate, alive, has_started, kill, prepare_process, terminate
 from finetune_cli.run.record import LocalChild, Record, write_record
 from finetune_operator.observed import Live, Observed
@@ -121,9 +121,8 @@ class LocalRun:
 
     def _turn(self) -> Step:
         """Look, account, write, act."""
-        choices = self.record.choices or choices_of(self.record, self.layout)
-        record = self.record.model_copy(update={"choices": choices})
-        seen = observe(record, self.layout, self._live())
+        seen = observe(self.record, self.layout, self._live())
+        record = self.record.model_copy(update={"choices": seen.choices})
         now = datetime.now(UTC)
         ledger = account(record.resolved, record.status, seen, now)
         step = plan(record.resolved, ledger, seen, self._patience(ledger, now))

@@ -31,7 +31,11 @@ def read(model: type[Model], path: Path, uid: str) -> Model | None:
 
 
 def observe(record: Record, layout: Layout, live: Live) -> Observed:
-    """Return everything that the planner wants to know."""
+    """Return everything that the planner wants to know.
+
+    Ends are looked at first: what a process left is there once its end is, so that an end is never
+    seen without it.
+    """
     uid = record.metadata.uid
     children = tuple(child_state(child, layout, uid) for child in record.children)
     published = None
@@ -41,7 +45,7 @@ def observe(record: Record, layout: Layout, live: Live) -> Observed:
         live=live,
         children=children,
         report=read(PrepareReport, layout.prepare_report, uid),
-        choices=record.choices,
+        choices=record.choices or choices_of(record, layout),
         progress=read(Progress, layout.progress, uid),
         claim=newest_claim(layout, uid),
         published=published,
