@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import urllib.request
 from contextlib import contextmanager
 
 import pytest
@@ -19,6 +20,7 @@ from harness.operator_driver import (
 )
 from harness.operator_forks import Forks
 from harness.pod_player import PodPlayer, Run
+from harness.processes import free_port
 from harness.stage_config import SPEC, merged
 
 
@@ -231,4 +233,53 @@ def test_at_rest_nothing_is_written_and_an_outage_and_a_second_operator_change_n
     assert status["outcome"] == "Succeeded"
     assert (status["attempt"], status["failures"], status["preemptions"]) == (1, 0, 0)
     assert player.made == ["bot-prepare-0-abcde", "bot-1-0-abcde", "bot-publish-0-abcde"]
+    assert player.most_alive == {"bot": 1}
+
+
+def ask(port, path):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        return answer.status, answer.read().decode()
+
+
+def test_suspended_it_saves_and_goes_on_from_there(plane, api, namespace, tmp_path):
+    def script(stage, attempt, node):
+        del node
+        return Run(forever=stage == "train" and attempt == 1)
+
+    path = f"{JOBS.format(namespace=namespace)}/bot"
+
+    def suspend(value):
+        body = {"spec": {"suspend": value}}
+        api.request("PATCH", path, body, "application/merge-patch+json")
+
+    def phase():
+        return status_of(api, namespace, "bot").get("phase")
+
+    port = free_port()
+    log = tmp_path / "operator.log"
+    with (
+        playing(api, namespace, script) as player,
+        operator(plane.kubeconfig, namespace, log, "--probe-port", str(port)) as process,
+    ):
+        api.create(JOBS.format(namespace=namespace), job("bot"))
+        wait_for(lambda: phase() == "Running", process)
+        assert ask(port, "/healthz") == ask(port, "/readyz") == (200, "ok")
+        assert 'finetune_children_created_total{stage="train"} 1.0' in ask(port, "/metrics")[1]
+        suspend(True)
+        wait_for(lambda: phase() == "Suspended", process)
+        suspended = status_of(api, namespace, "bot")
+        suspend(False)
+        status = wait_for(lambda: outcome(api, namespace, "bot"), process)
+
+    assert suspended["checkpoint"]["step"] == 30
+    assert conditions(suspended)["Suspended"] == ("True", "Suspended")
+    assert status["outcome"] == "Succeeded"
+    assert (status["attempt"], status["failures"], status["preemptions"]) == (2, 0, 0)
+    assert [(r["cause"], r["fromStep"]) for r in status["resumes"]] == [("Stopped", 30)]
+    assert player.made == [
+        "bot-prepare-0-abcde",
+        "bot-1-0-abcde",
+        "bot-2-0-abcde",
+        "bot-publish-0-abcde",
+    ]
     assert player.most_alive == {"bot": 1}
