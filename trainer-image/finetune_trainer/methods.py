@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -395,8 +394,3 @@ def _untrainable(config: StageConfig, model: Any) -> Iterable[Problem]:
             fix="loosen excludeModules or layersToTransform",
             field="spec.method.lora",
         )
-
-
-def scaling(lora: Lora) -> float:
-    """Return the factor of ``B @ A``: alpha/r, or alpha/sqrt(r) with rslora (arXiv:2312.03732)."""
-    return lora.alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)

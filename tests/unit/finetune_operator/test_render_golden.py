@@ -11,7 +11,7 @@ import pytest
 
 from finetune_api.profile import Platform
 from finetune_operator.backend import BACKENDS, attempt, prepare_or_publish
-from finetune_operator.render.config import resolved, stage_config
+from finetune_operator.render.config import stage_config
 from finetune_operator.render.placement import Placement
 from finetune_operator.render.workspace import workspace
 from harness.rendered import CHOICES, attempt_config, faults, job_of
@@ -74,7 +74,7 @@ CASES: dict[str, Any] = {
     "indexed-job": attempt(
         BACKENDS["Job"], attempt_config(JOB, 1), "support-bot-1", Placement(PLATFORM)
     ),
-    "workspace": (resolved(JOB), workspace(JOB)),
+    "workspace": (workspace(JOB),),
 }
 
 

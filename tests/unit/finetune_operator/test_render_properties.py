@@ -14,7 +14,7 @@ from finetune_api.names import attempt_name, prepare_name, publish_name
 from finetune_api.profile import Platform
 from finetune_operator.backend import BACKENDS, attempt, prepare_or_publish
 from finetune_operator.render import environment
-from finetune_operator.render.config import resolved, stage_config
+from finetune_operator.render.config import stage_config
 from finetune_operator.render.placement import Placement
 from finetune_operator.render.workspace import workspace
 from harness.pod_security import violations
@@ -78,7 +78,7 @@ def rendered(
     """Return (objects of the CPU stages, objects of the attempts) of a job on every backend."""
     job = job_of(spec, name)
     place = Placement(Platform.model_validate(platform), queue, None)
-    cpu = [resolved(job), *filter(None, [workspace(job)])]
+    cpu = list(filter(None, [workspace(job)]))
     for stage, child in (("prepare", prepare_name(name)), ("publish", publish_name(name))):
         choices = CHOICES if stage == "publish" else None
         config = stage_config(job, stage, choices)  # type: ignore[arg-type]
