@@ -1,7 +1,8 @@
-"""The real etcd, kube-apiserver and kubectl: built once from their Go modules, then cached.
+"""The real components of a cluster: built once from their Go modules, then cached.
 
 A wrapper module in ``go/`` pins each with every dependency by hash. ``KUBEBUILDER_ASSETS`` names a
-folder to take them from instead. ``python -m harness.binaries`` builds them with a word of progress.
+folder to take them from instead. ``python -m harness.binaries`` builds those that are named, or all,
+with a word of progress.
 """
 
 from __future__ import annotations
@@ -22,6 +23,14 @@ GO = Path(__file__).parent / "go"
 ETCD = "etcd"
 API_SERVER = "kube-apiserver"
 KUBECTL = "kubectl"
+CONTROLLER_MANAGER = "kube-controller-manager"
+SCHEDULER = "kube-scheduler"
+KUBELET = "kubelet"
+KUBE_PROXY = "kube-proxy"
+COREDNS = "coredns"
+TRAINING_OPERATOR = "training-operator"
+KWOK = "kwok"
+HELM = "helm"
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,19 @@ SOURCES = {
     ETCD: Source("etcd", "go.etcd.io/etcd/server/v3"),
     API_SERVER: Source("kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver"),
     KUBECTL: Source("kubernetes", "k8s.io/kubernetes/cmd/kubectl"),
+    CONTROLLER_MANAGER: Source("kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+    SCHEDULER: Source("kubernetes", "k8s.io/kubernetes/cmd/kube-scheduler"),
+    KUBELET: Source("kubernetes", "k8s.io/kubernetes/cmd/kubelet"),
+    KUBE_PROXY: Source("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy"),
+    COREDNS: Source("coredns", "."),
+    TRAINING_OPERATOR: Source(
+        "training-operator", "github.com/kubeflow/training-operator/cmd/training-operator.v1"
+    ),
+    KWOK: Source("kwok", "sigs.k8s.io/kwok/cmd/kwok"),
+    HELM: Source("helm", "helm.sh/helm/v3/cmd/helm"),
 }
+CONTROL_PLANE = (ETCD, API_SERVER, KUBECTL)
+"""What ``tests/cluster`` needs."""
 
 
 def cache_folder() -> Path:
@@ -50,8 +71,8 @@ def cache_folder() -> Path:
 def folder_of(module: str, cache: Path | None = None) -> Path:
     """Return the folder that holds the binaries of exactly these sources and this compiler."""
     digest = hashlib.sha256()
-    for name in ("go.mod", "go.sum"):
-        digest.update((GO / module / name).read_bytes())
+    for path in sorted((GO / module).iterdir()):
+        digest.update(path.read_bytes())
     digest.update(_go_version().encode())
     return (cache or cache_folder()) / f"{module}-{digest.hexdigest()[:16]}"
 
