@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -27,10 +28,11 @@ from finetune_operator.kube import (
 )
 from finetune_operator.log_lines import ATTEMPT, JOB, set_up
 from finetune_operator.observe import Observer
+from finetune_operator.optional_watch import OptionalWatch
 from finetune_operator.progress import Puller
 from finetune_operator.queue import Key, Queue, Schedule
-from finetune_operator.settings import Backoffs, Settings, instance, kopf_settings, read_settings
-from finetune_operator.watch import LastSeen, make_registry
+from finetune_operator.settings import Settings, instance, kopf_settings, read_settings
+from finetune_operator.watch import LastSeen, children_registry, make_registry
 from finetune_operator.worker import Worker
 
 log = logging.getLogger("finetune_operator")
@@ -64,6 +66,7 @@ class Operator:
             unreachable_seconds=settings.unreachable_seconds,
             restarts_at_once=settings.restarts_at_once,
         )
+        self.list_now = asyncio.Event()
         self.health = probes.Health(relist_every=settings.relist_seconds)
         metrics.follow(
             lambda: float(self.queue.depth),
@@ -84,6 +87,7 @@ class Operator:
             parts[asyncio.create_task(work, name=name)] = name
 
         part("the watch", self._watch(started, stop, told))
+        part("the look for PyTorchJobs", self._pytorch_watch().run())
         part("the list of jobs", self._relist(started))
         for number in range(settings.workers):
             part(f"worker {number}", self._work(number))
@@ -115,7 +119,6 @@ class Operator:
             enqueue=self.queue.add,
             profile_changed=self._profile_changed,
             seen=self.seen,
-            pytorch=await self._has_pytorch(),
         )
         watching = asyncio.create_task(
             kopf.operator(
@@ -138,15 +141,24 @@ class Operator:
             begun.cancel()
             watching.cancel()
 
-    async def _has_pytorch(self) -> bool:
-        """Ask what the cluster has until there is an answer."""
-        for delay in Backoffs():
-            try:
-                return await self.kube.serves(PYTORCH_JOBS)
-            except KubeError as error:
-                log.warning("the API server cannot be reached yet: %s", error)
-                await asyncio.sleep(delay)
-        raise AssertionError
+    def _pytorch_watch(self) -> OptionalWatch:
+        """Return the watch of PyTorchJobs, which may be installed and removed at any time."""
+        loop = asyncio.get_running_loop()
+
+        def enqueue(key: Key) -> None:
+            with contextlib.suppress(RuntimeError):  # the process is ending
+                loop.call_soon_threadsafe(self.queue.add, key)
+
+        return OptionalWatch(
+            kube=self.kube,
+            resource=PYTORCH_JOBS,
+            registry=lambda: children_registry(PYTORCH_JOBS, enqueue),
+            settings=lambda: kopf_settings(self.settings.workers),
+            namespaces=self.settings.namespaces,
+            # Jobs wait for the kind, or have lost their child with it.
+            changed=self.list_now.set,
+            every=self.settings.unreachable_seconds,
+        )
 
     async def _relist(self, started: asyncio.Event) -> None:
         """List all jobs now and then: whatever a watch may miss, it is not missed for long."""
@@ -160,7 +172,10 @@ class Operator:
                 metrics.API_ERRORS.labels(str(error.code)).inc()
                 log.warning("the jobs could not be listed: %s", error)
                 wait = min(10.0, self.settings.relist_seconds)
-            await asyncio.sleep(wait * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
+            wait *= random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.list_now.wait(), wait)
+            self.list_now.clear()
 
     async def _list_once(self) -> None:
         found = {}

@@ -16,7 +16,6 @@ from finetune_operator.kube import (
     FINETUNE_JOBS,
     PODS,
     PROFILES,
-    PYTORCH_JOBS,
     Object,
     Resource,
     login,
@@ -117,22 +116,13 @@ def make_registry(
     enqueue: Callable[[Key], None],
     profile_changed: Callable[[], None],
     seen: LastSeen,
-    pytorch: bool,
 ) -> kopf.OperatorRegistry:
-    """Return the handlers. They do no I/O, and what one object does to them hurts no other.
+    """Return the handlers of the kinds that every cluster has.
 
-    A kind that the cluster does not have (``pytorch``) is not watched: it could not be listed.
+    They do no I/O, and what one object does to them hurts no other.
     """
-    registry = kopf.OperatorRegistry()
-
-    @kopf.on.login(registry=registry)
-    def log_in(**_: Any) -> kopf.ConnectionInfo:
-        return login()
-
-    def watch(resource: Resource, handler: Callable[..., None], **filters: Any) -> None:
-        kopf.on.event(
-            resource.group, resource.version, resource.plural, registry=registry, **filters
-        )(handler)
+    registry = _empty_registry()
+    child_changed = _child_changed(enqueue)
 
     def job_changed(namespace: str | None, name: str | None, **_: Any) -> None:
         metrics.WATCH_EVENTS.labels(FINETUNE_JOBS.kind).inc()
@@ -143,20 +133,52 @@ def make_registry(
         metrics.WATCH_EVENTS.labels(PROFILES.kind).inc()
         profile_changed()
 
+    def pod_changed(body: kopf.Body, type: str | None, **rest: Any) -> None:  # noqa: A002
+        if is_worth_keeping(body, type == "DELETED"):
+            seen.keep(body)
+        child_changed(body=body, **rest)
+
+    _watch(registry, FINETUNE_JOBS, job_changed)
+    _watch(registry, PROFILES, profile_seen)
+    _watch(registry, PODS, pod_changed, labels={LABEL_UID: kopf.PRESENT})
+    for resource in (BATCH_JOBS, CLAIMS):
+        _watch(registry, resource, child_changed, labels={LABEL_JOB: kopf.PRESENT})
+    return registry
+
+
+def children_registry(resource: Resource, enqueue: Callable[[Key], None]) -> kopf.OperatorRegistry:
+    """Return the handlers of one kind of children that the cluster may not have."""
+    registry = _empty_registry()
+    _watch(registry, resource, _child_changed(enqueue), labels={LABEL_JOB: kopf.PRESENT})
+    return registry
+
+
+def _empty_registry() -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def log_in(**_: Any) -> kopf.ConnectionInfo:
+        return login()
+
+    return registry
+
+
+def _watch(
+    registry: kopf.OperatorRegistry,
+    resource: Resource,
+    handler: Callable[..., None],
+    **filters: Any,
+) -> None:
+    kopf.on.event(resource.group, resource.version, resource.plural, registry=registry, **filters)(
+        handler
+    )
+
+
+def _child_changed(enqueue: Callable[[Key], None]) -> Callable[..., None]:
     def child_changed(body: kopf.Body, namespace: str | None, **_: Any) -> None:
         metrics.WATCH_EVENTS.labels(str(body.get("kind") or "")[:64]).inc()
         job = (body.metadata.labels or {}).get(LABEL_JOB)
         if namespace and job:
             enqueue(Key(namespace, job))
 
-    def pod_changed(body: kopf.Body, type: str | None, **rest: Any) -> None:  # noqa: A002
-        if is_worth_keeping(body, type == "DELETED"):
-            seen.keep(body)
-        child_changed(body=body, **rest)
-
-    watch(FINETUNE_JOBS, job_changed)
-    watch(PROFILES, profile_seen)
-    watch(PODS, pod_changed, labels={LABEL_UID: kopf.PRESENT})
-    for resource in (BATCH_JOBS, CLAIMS, *((PYTORCH_JOBS,) if pytorch else ())):
-        watch(resource, child_changed, labels={LABEL_JOB: kopf.PRESENT})
-    return registry
+    return child_changed

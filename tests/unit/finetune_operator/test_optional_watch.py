@@ -1,0 +1,99 @@
+"""A watch that ends by itself ends nothing else, and begins again while its kind is served."""
+
+import asyncio
+import threading
+
+import kopf
+
+from finetune_operator import optional_watch
+from finetune_operator.kube import PYTORCH_JOBS, Unavailable
+from finetune_operator.optional_watch import OptionalWatch
+
+
+class Discovery:
+    """Answers one question after another; the last answer stays."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.asked = 0
+
+    async def serves(self, resource, fresh):
+        assert (resource, fresh) == (PYTORCH_JOBS, 0.0)
+        self.asked += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def play(monkeypatch, discovery, library, *, seconds=0.3):
+    """Run the watch for a while; returns how often the kind came or went."""
+    changes = []
+
+    async def run():
+        monkeypatch.setattr(optional_watch.kopf, "operator", library)
+        watch = OptionalWatch(
+            kube=discovery,
+            resource=PYTORCH_JOBS,
+            registry=kopf.OperatorRegistry,
+            settings=kopf.OperatorSettings,
+            namespaces=("team",),
+            changed=lambda: changes.append(discovery.asked),
+            every=0.02,
+        )
+        task = asyncio.create_task(watch.run())
+        bystander = asyncio.create_task(asyncio.sleep(seconds, "not cancelled"))
+        assert await bystander == "not cancelled"
+        assert not task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+    return len(changes)
+
+
+async def until_told(stop_flag):
+    await stop_flag.wait()
+
+
+def test_it_is_watched_in_its_own_thread_while_it_is_served(monkeypatch):
+    began, ended = [], []
+
+    async def library(*, stop_flag, namespaces, clusterwide, settings, **_):
+        began.append((threading.current_thread() is threading.main_thread(), namespaces))
+        assert not clusterwide
+        assert settings.process.ultimate_exiting_timeout is None
+        await stop_flag.wait()
+        ended.append(1)
+
+    discovery = Discovery(False, False, True, True, True, False, False, False, True)
+    assert play(monkeypatch, discovery, library) == 3
+    assert began == [(False, ("team",)), (False, ("team",))]
+    assert len(ended) == 2
+
+
+def test_a_watch_that_breaks_begins_again_and_breaks_nothing(monkeypatch):
+    began = []
+
+    async def library(*, stop_flag, **_):
+        del stop_flag
+        began.append(1)
+        raise OSError("404: the server could not find the requested resource")
+
+    assert play(monkeypatch, Discovery(True), library) == 0
+    assert 2 <= len(began) <= 20, "again, and not without a pause"
+
+
+def test_without_an_answer_nothing_has_changed(monkeypatch):
+    began, ended = [], []
+
+    async def library(*, stop_flag, **_):
+        began.append(1)
+        await stop_flag.wait()
+        ended.append(1)
+
+    away = Unavailable(0, "no answer")
+    assert play(monkeypatch, Discovery(away, True, away), library) == 1
+    assert (began, ended) == ([1], [1])
+    assert play(monkeypatch, Discovery(away), library) == 0
+    assert began == [1]
