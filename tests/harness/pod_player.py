@@ -1,8 +1,8 @@
-"""Plays what makes and runs pods: the Job controller, the garbage collector and a kubelet.
+"""Plays what makes and runs pods: controllers of Jobs and PyTorchJobs, garbage collector, kubelet.
 
-The control plane of these tests has neither controllers nor nodes. Jobs, pods and their status are
-real objects of the real API server; only who writes them is played here, by a script that says how
-the process of each child ends.
+The control plane of these tests has neither controllers nor nodes. Children, pods and their status
+are real objects of the real API server; only who writes them is played here, by a script that says
+how the process of each child ends.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from finetune_api.checkpoint import CheckpointRef
 from finetune_api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_STAGE, LABEL_UID
 from finetune_api.reports import DataReport, TerminationReport
 from harness.control_plane import Api, ApiError
+from harness.played_children import KINDS, Kind
 from harness.simulation import make_choices, ref
 
 FOREGROUND = "foregroundDeletion"
-TRACKING = "batch.kubernetes.io/job-tracking"
-
+NODE = "node1"
+Object = dict[str, Any]
 
 DATA = DataReport(
     rows=90, rows_used=88, rows_dropped=2, sequences=80, tokens=1000, trained_tokens=310
@@ -76,14 +77,28 @@ class PodPlayer:
     namespace: str
     script: Callable[[str, int, int], Run] = lambda stage, attempt, node: Run()
     """(stage, attempt, node) -> what happens."""
+    scripts: dict[str, Callable[[str, int, int], Run]] = field(default_factory=dict)
+    """Of jobs by name that have one of their own."""
+    pytorch: bool = False
+    """The cluster has PyTorchJobs."""
+    collects: bool = False
+    """What jobs that are gone owned is removed, as the garbage collector does."""
+    held: set[str] = field(default_factory=set)
+    """Children whose pods do not begin to run."""
+    still: bool = False
+    """Nothing happens: the controllers and the kubelet are away."""
     pause: float = 0.05
     """Seconds between two turns."""
+    address: Callable[[str], str] = lambda job: "127.0.0.1"
+    """(name of the job) -> address of its pods."""
     most_alive: dict[str, int] = field(default_factory=dict)
     """By job: the most children that had a pod running at the same time."""
     made: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     _saved: dict[tuple[str, int], CheckpointRef] = field(default_factory=dict)
     _began: dict[str, float] = field(default_factory=dict)
+    _places: dict[tuple[str, int], tuple[str, bool]] = field(default_factory=dict)
+    """(child's uid, index) -> the pod's uid, and whether it ran."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -99,7 +114,8 @@ class PodPlayer:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self.turn()
+                if not self.still:
+                    self.turn()
             except (ApiError, OSError) as error:
                 if not (isinstance(error, ApiError) and error.code in (404, 409)):
                     self.errors.append(repr(error))
@@ -107,67 +123,157 @@ class PodPlayer:
 
     def turn(self) -> None:
         """Do what is due, once."""
-        jobs = self.api.get(f"/apis/batch/v1/namespaces/{self.namespace}/jobs")["items"]
+        if self.collects:
+            self._collect()
+        kinds = [kind for kind in KINDS.values() if self.pytorch or kind.name == "Job"]
+        children = [
+            (kind, child)
+            for kind in kinds
+            for child in self.api.get(kind.path(self.namespace))["items"]
+            if LABEL_UID in (child["metadata"].get("labels") or {})
+        ]
         pods = self.api.get(f"/api/v1/namespaces/{self.namespace}/pods")["items"]
         self._count(pods)
-        uids = {job["metadata"]["uid"] for job in jobs}
+        uids = {child["metadata"]["uid"] for _, child in children}
         for pod in pods:
-            owner = pod["metadata"]["ownerReferences"][0]["uid"]
-            if owner not in uids or "deletionTimestamp" in pod["metadata"]:
+            owner = _owner(pod)
+            if (owner and owner not in uids) or "deletionTimestamp" in pod["metadata"]:
                 self._end_pod(pod)
-        for job in jobs:
-            own = [
-                p
-                for p in pods
-                if p["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
-            ]
-            self._play(job, own)
+            elif not owner:
+                self._run_pod(pod)
+        for kind, child in children:
+            own = [pod for pod in pods if _owner(pod) == child["metadata"]["uid"]]
+            self._play(kind, child, own)
 
-    def _count(self, pods: list[dict[str, Any]]) -> None:
+    def preempt(self, name: str) -> None:
+        """Tell a pod to make room, as the scheduler does for one of higher priority."""
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
+        target = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "PreemptionByScheduler",
+            "message": "default-scheduler: preempting to accommodate a higher priority pod",
+            "lastTransitionTime": now(),
+        }
+        status = {"status": {"conditions": [target]}}
+        self.api.request("PATCH", f"{path}/status", status, "application/merge-patch+json")
+        self.api.delete(path)
+
+    def _collect(self) -> None:
+        """Remove what belongs to a FineTuneJob that does not exist any more."""
+        root = f"/apis/finetune.dev/v1alpha1/namespaces/{self.namespace}/finetunejobs"
+        there = {job["metadata"]["uid"] for job in self.api.get(root)["items"]}
+        core = f"/api/v1/namespaces/{self.namespace}"
+        paths = [f"{core}/{plural}" for plural in _OWNED]
+        paths += [k.path(self.namespace) for k in KINDS.values() if self.pytorch or k.name == "Job"]
+        for path in paths:
+            for body in self.api.get(path)["items"]:
+                owners = body["metadata"].get("ownerReferences") or ()
+                if any(o["kind"] == "FineTuneJob" and o["uid"] not in there for o in owners):
+                    options = {"propagationPolicy": "Background"}
+                    self.api.request("DELETE", f"{path}/{body['metadata']['name']}", options)
+
+    def _count(self, pods: list[Object]) -> None:
         alive: dict[str, set[str]] = {}
         for pod in pods:
             if pod["status"].get("phase") in ("Pending", "Running"):
                 labels = pod["metadata"]["labels"]
-                owner = pod["metadata"]["ownerReferences"][0]["uid"]
-                alive.setdefault(labels[LABEL_JOB], set()).add(owner)
+                child = _owner(pod) or f"{labels[LABEL_STAGE]} {labels[LABEL_ATTEMPT]}"
+                alive.setdefault(labels[LABEL_JOB], set()).add(child)
         for job, owners in alive.items():
             self.most_alive[job] = max(len(owners), self.most_alive.get(job, 0))
 
-    def _play(self, job: dict[str, Any], pods: list[dict[str, Any]]) -> None:
-        metadata = job["metadata"]
+    def _play(self, kind: Kind, child: Object, pods: list[Object]) -> None:
+        """Do what the controller of this kind does."""
+        metadata = child["metadata"]
         if "deletionTimestamp" in metadata:
-            if pods:
-                for pod in pods:
-                    self._end_pod(pod)
-            else:
-                self._drop_finalizers(job)
+            for pod in pods:
+                self._end_pod(pod)
+            if not pods:
+                self._drop_finalizers(kind, child)
             return
-        done = {c["type"] for c in job["status"].get("conditions") or () if c["status"] == "True"}
-        if done & {"Complete", "Failed"} or job["spec"].get("suspend"):
+        if kind.over(child):
+            self._end_running(pods)
             return
-        wanted = job["spec"]["parallelism"]
-        if len(pods) < wanted:
-            for index in range(wanted):
-                self._make_pod(job, index)
+        if kind.suspended(child):
+            self._pause(kind, child, pods)
+            return
+        wanted = kind.wanted(child)
+        for pod in pods:
+            if _index(pod) >= wanted:
+                self._places.pop((metadata["uid"], _index(pod)), None)
+                self._end_pod(pod)
+        pods = [pod for pod in pods if _index(pod) < wanted]
+        lost = self._lost(kind, child, pods, wanted)
+        if lost:
+            self._finish(kind, child, False, ["Failed"])
+            self._end_running(pods)
+            return
+        missing = sorted(set(range(wanted)) - {_index(pod) for pod in pods})
+        for index in missing:
+            self._make_pod(kind, child, index)
+        if missing:
             return
         for pod in pods:
             self._run_pod(pod)
         phases = [pod["status"].get("phase") for pod in pods]
         if "Failed" in phases:
-            self._finish(job, "Failed", phases)
-            for pod in pods:
-                if pod["status"].get("phase") in ("Running", "Pending"):
-                    self._end_pod(pod)
-        elif all(phase == "Succeeded" for phase in phases):
-            self._finish(job, "Complete", phases)
+            self._finish(kind, child, False, phases)
+            self._end_running(pods)
+        elif phases and all(phase == "Succeeded" for phase in phases):
+            self._finish(kind, child, True, phases)
+        elif not child.get("status", {}).get("startTime"):
+            self._child_status(kind, child, kind.began(now()))
 
-    def _make_pod(self, job: dict[str, Any], index: int) -> None:
-        metadata, template = job["metadata"], job["spec"]["template"]
-        name = f"{metadata['name']}-{index}-abcde"
+    def _lost(self, kind: Kind, child: Object, pods: list[Object], wanted: int) -> bool:
+        """Tell whether a pod was taken away: with one of these, the whole has failed."""
+        uid = child["metadata"]["uid"]
+        there = {_index(pod): pod for pod in pods}
+        for index in range(wanted):
+            known, ran = self._places.get((uid, index), ("", False))
+            pod = there.get(index)
+            if known and (pod is None or pod["metadata"]["uid"] != known):
+                if ran or not kind.replaces_pending:
+                    return True
+                del self._places[(uid, index)]
+            told = pod is not None and "deletionTimestamp" in pod["metadata"]
+            if told and (ran or not kind.replaces_pending):
+                return True
+        return False
+
+    def _pause(self, kind: Kind, child: Object, pods: list[Object]) -> None:
+        for pod in pods:
+            self._end_pod(pod)
+        for place in [place for place in self._places if place[0] == child["metadata"]["uid"]]:
+            del self._places[place]
+        conditions = child.get("status", {}).get("conditions") or ()
+        if not pods and not any(one["type"] == "Suspended" for one in conditions):
+            self._child_status(kind, child, kind.paused(now()))
+
+    def _end_running(self, pods: list[Object]) -> None:
+        for pod in pods:
+            if pod["status"].get("phase") in ("Running", "Pending"):
+                self._end_pod(pod)
+
+    def _make_pod(self, kind: Kind, child: Object, index: int) -> None:
+        metadata, template = child["metadata"], kind.template(child)
+        name = kind.pod_name.format(child=metadata["name"], index=index)
         labels = {
             **template["metadata"].get("labels", {}),
-            "batch.kubernetes.io/job-completion-index": str(index),
+            **kind.extra_labels(metadata["name"]),
+            kind.index: str(index),
         }
+        annotations = {**template["metadata"].get("annotations", {}), kind.index: str(index)}
+        owner = {
+            "apiVersion": kind.api_version,
+            "kind": kind.name,
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+        spec = {"hostname": name.removesuffix("-abcde"), **template["spec"]}
+        spec |= {"nodeName": NODE, "restartPolicy": "Never"}
         body = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -175,31 +281,27 @@ class PodPlayer:
                 "name": name,
                 "namespace": self.namespace,
                 "labels": labels,
-                "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
-                "ownerReferences": [
-                    {
-                        "apiVersion": "batch/v1",
-                        "kind": "Job",
-                        "name": metadata["name"],
-                        "uid": metadata["uid"],
-                        "controller": True,
-                        "blockOwnerDeletion": True,
-                    }
-                ],
+                "annotations": annotations,
+                "ownerReferences": [owner],
             },
-            "spec": template["spec"],
+            "spec": spec,
         }
         try:
-            self.api.request("POST", f"/api/v1/namespaces/{self.namespace}/pods", body)
-            self.made.append(name)
+            made = self.api.request("POST", f"/api/v1/namespaces/{self.namespace}/pods", body)
         except ApiError as error:
             if error.code != 409:
                 raise
+            return
+        self._places[(metadata["uid"], index)] = (made["metadata"]["uid"], False)
+        self.made.append(name)
 
-    def _run_pod(self, pod: dict[str, Any]) -> None:
+    def _run_pod(self, pod: Object) -> None:
         phase, uid = pod["status"].get("phase"), pod["metadata"]["uid"]
         if phase == "Pending":
+            if any(pod["metadata"]["name"].startswith(f"{child}-") for child in self.held):
+                return
             self._began[uid] = time.monotonic()
+            self._places[(_owner(pod), _index(pod))] = (uid, True)
             state = {"running": {"startedAt": now()}}
             self._pod_status(pod, "Running", state)
         elif phase == "Running":
@@ -208,16 +310,16 @@ class PodPlayer:
             if not run.forever and time.monotonic() - began >= run.seconds:
                 self._terminate(pod, run)
 
-    def _script_of(self, pod: dict[str, Any]) -> Run:
+    def _script_of(self, pod: Object) -> Run:
         stage, attempt, node = self._who(pod)
-        return self.script(stage, attempt, node)
+        script = self.scripts.get(pod["metadata"]["labels"][LABEL_JOB], self.script)
+        return script(stage, attempt, node)
 
-    def _who(self, pod: dict[str, Any]) -> tuple[str, int, int]:
+    def _who(self, pod: Object) -> tuple[str, int, int]:
         labels = pod["metadata"]["labels"]
-        index = int(labels["batch.kubernetes.io/job-completion-index"])
-        return labels[LABEL_STAGE], int(labels.get(LABEL_ATTEMPT, 0)), index
+        return labels[LABEL_STAGE], int(labels.get(LABEL_ATTEMPT, 0)), _index(pod)
 
-    def _terminate(self, pod: dict[str, Any], run: Run) -> None:
+    def _terminate(self, pod: Object, run: Run) -> None:
         stage, attempt, node = self._who(pod)
         uid = pod["metadata"]["labels"][LABEL_UID]
         earlier = [at for job, at in self._saved if job == uid and at < attempt]
@@ -236,13 +338,14 @@ class PodPlayer:
         }
         self._pod_status(pod, "Failed" if run.exit_code else "Succeeded", state)
 
-    def _pod_status(self, pod: dict[str, Any], phase: str, state: dict[str, Any]) -> None:
+    def _pod_status(self, pod: Object, phase: str, state: Object) -> None:
         container = pod["spec"]["containers"][0]
+        address = self.address(pod["metadata"]["labels"][LABEL_JOB])
         status = {
             "phase": phase,
             "startTime": pod["status"].get("startTime") or now(),
-            "podIP": "127.0.0.1",
-            "podIPs": [{"ip": "127.0.0.1"}],
+            "podIP": address,
+            "podIPs": [{"ip": address}],
             "containerStatuses": [
                 {
                     "name": container["name"],
@@ -258,11 +361,11 @@ class PodPlayer:
         patch = {"metadata": {"uid": pod["metadata"]["uid"]}, "status": status}
         self.api.request("PATCH", path, patch, "application/merge-patch+json")
 
-    def _end_pod(self, pod: dict[str, Any]) -> None:
+    def _end_pod(self, pod: Object) -> None:
         """SIGTERM: the process saves and ends with 143; then the object goes."""
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         path = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
-        if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") == "Running":
+        if pod["status"].get("phase") == "Running":
             stage, _, _ = self._who(pod)
             self._terminate(
                 pod, Run(exit_code=143, step=30, checkpoint=30 if stage == "train" else None)
@@ -270,28 +373,31 @@ class PodPlayer:
         options = {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}
         self.api.request("DELETE", path, {"apiVersion": "v1", "kind": "DeleteOptions", **options})
 
-    def _drop_finalizers(self, job: dict[str, Any]) -> None:
-        path = f"/apis/batch/v1/namespaces/{self.namespace}/jobs/{job['metadata']['name']}"
-        patch = {"metadata": {"uid": job["metadata"]["uid"], "finalizers": None}}
+    def _drop_finalizers(self, kind: Kind, child: Object) -> None:
+        patch = {"metadata": {"uid": child["metadata"]["uid"], "finalizers": None}}
+        path = kind.path(self.namespace, child["metadata"]["name"])
         self.api.request("PATCH", path, patch, "application/merge-patch+json")
 
-    def _finish(self, job: dict[str, Any], how: str, phases: list[str]) -> None:
+    def _finish(self, kind: Kind, child: Object, success: bool, phases: list[str]) -> None:
         at = now()
-        first = "SuccessCriteriaMet" if how == "Complete" else "FailureTarget"
-        status: dict[str, Any] = {
-            "startTime": job["status"].get("startTime") or at,
-            "conditions": [
-                {"type": kind, "status": "True", "lastTransitionTime": at, "reason": "Played"}
-                for kind in (first, how)
-            ],
-            "succeeded": phases.count("Succeeded"),
-            "failed": phases.count("Failed"),
-            "active": 0,
-            "ready": 0,
-        }
-        if how == "Complete":
-            status["completionTime"] = at
-            status["completedIndexes"] = "0" if len(phases) == 1 else f"0-{len(phases) - 1}"
-        path = f"/apis/batch/v1/namespaces/{self.namespace}/jobs/{job['metadata']['name']}/status"
-        patch = {"metadata": {"uid": job["metadata"]["uid"]}, "status": status}
+        began = {"startTime": child.get("status", {}).get("startTime") or at}
+        self._child_status(kind, child, {**began, **kind.ended(success, phases, at)})
+
+    def _child_status(self, kind: Kind, child: Object, status: Object) -> None:
+        path = kind.path(self.namespace, child["metadata"]["name"], "status")
+        patch = {"metadata": {"uid": child["metadata"]["uid"]}, "status": status}
         self.api.request("PATCH", path, patch, "application/merge-patch+json")
+
+
+_OWNED = ("configmaps", "services", "persistentvolumeclaims")
+
+
+def _owner(pod: Object) -> str:
+    """Return the uid of the child that a pod belongs to; empty where it was orphaned."""
+    owners = pod["metadata"].get("ownerReferences") or ()
+    return str(owners[0]["uid"]) if owners else ""
+
+
+def _index(pod: Object) -> int:
+    labels = pod["metadata"]["labels"]
+    return next(int(labels[kind.index]) for kind in KINDS.values() if kind.index in labels)
