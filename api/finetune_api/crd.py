@@ -1,7 +1,7 @@
 """The custom resource definitions, made from the models and the rules.
 
 ``python -m finetune_api.crd --write crds/`` writes them, ``--check crds/`` fails when a file is not
-what would be written. The schema is structural (no ``$ref``, no ``anyOf`` with null), bounded
+what would be written; with ``--chart`` also those of the Helm chart. The schema is structural (no ``$ref``, no ``anyOf`` with null), bounded
 everywhere, so that the API server can bound the cost of the rules, and carries no defaults:
 ``resolve`` alone fills in values, and says where each came from.
 """
@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from finetune_api import GROUP, VERSION
+from finetune_api.chart_files import chart_files
 from finetune_api.compatibility import RULES
 from finetune_api.job import KIND as JOB_KIND
 from finetune_api.job import MUTABLE, JobSpec
@@ -377,16 +378,21 @@ def main(arguments: list[str] | None = None) -> int:
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--write", type=Path, metavar="FOLDER")
     action.add_argument("--check", type=Path, metavar="FOLDER")
+    parser.add_argument("--chart", type=Path, metavar="FOLDER", help="the Helm chart as well")
     options = parser.parse_args(arguments)
+    folder: Path = options.write or options.check
+    definitions = files()
+    wanted = {folder / name: text for name, text in definitions.items()}
+    if options.chart:
+        made = chart_files(definitions, structural(ProfileSpec), options.chart)
+        wanted |= {options.chart / path: text for path, text in made.items()}
     stale = []
-    for name, text in files().items():
+    for path, text in wanted.items():
         if options.write:
-            options.write.mkdir(parents=True, exist_ok=True)
-            (options.write / name).write_text(text, encoding="utf-8")
-        else:
-            path = options.check / name
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                stale.append(str(path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(str(path))
     for path in stale:
         sys.stderr.write(f"{path} is not current; fix: make crds\n")
     return 1 if stale else 0
