@@ -1,28 +1,55 @@
-"""What a person sees of a job: plain lines, a live table, and the closing summary."""
+"""What a person sees of a job that runs: plain lines, or a live table."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol, get_args
 
-from finetune_api.job import JobSpec
-from finetune_api.names import Layout
-from finetune_api.quantity import format_bytes, format_duration
-from finetune_api.reports import CompletionManifest, Progress
-from finetune_api.source import parse_uri
-from finetune_api.status import JobStatus, Resume
-from finetune_cli.run.record import Record
+from finetune_api.quantity import format_duration
+from finetune_api.reports import Progress
+from finetune_api.status import Condition, ConditionType, FailureClass, JobStatus, Resume
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.live import Live
     from rich.progress import Progress as Bar
+    from rich.table import Table
 
 QUIET = 10.0
 """Seconds between two lines of mere progress."""
+_SAID_ELSEWHERE = {
+    "Pending",
+    "Preparing",
+    "Starting",
+    "Trained",
+    "Stopping",
+    *get_args(FailureClass),
+}
+"""Reasons that the phase, or how an attempt ended, tells already."""
+
+
+class Named(Protocol):
+    """The identity of a job."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+
+class Viewed(Protocol):
+    """A job that can be shown: of this machine or of a cluster."""
+
+    @property
+    def metadata(self) -> Named:
+        """Who it is."""
+        ...
+
+    @property
+    def status(self) -> JobStatus:
+        """How it stands."""
+        ...
 
 
 class PlainView:
@@ -36,7 +63,7 @@ class PlainView:
         self._told: float | None = None
         self._step = -1
 
-    def show(self, record: Record, progress: Progress | None) -> None:
+    def show(self, record: Viewed, progress: Progress | None) -> None:
         """Write what has changed since the last look."""
         for key, value, line in news(record):
             if self._seen.get(key) != value:
@@ -64,10 +91,11 @@ class PlainView:
         self._out("  " + progress_line(progress))
 
 
-def news(record: Record) -> Iterator[tuple[str, object, str]]:
+def news(record: Viewed) -> Iterator[tuple[str, object, str]]:
     """Yield (topic, value, line) of everything that is worth a line when its value changes."""
     status = record.status
     found = {condition.type: condition for condition in status.conditions}
+    yield from _held_up(status, found)
     prepared = found.get("Prepared")
     if prepared is not None and prepared.status == "True":
         yield "prepared", True, f"prepared   {prepared.message}"
@@ -106,6 +134,30 @@ def news(record: Record) -> Iterator[tuple[str, object, str]]:
         )
 
 
+def _held_up(
+    status: JobStatus, found: Mapping[ConditionType, Condition]
+) -> Iterator[tuple[str, object, str]]:
+    """Yield why a job does not go on, where somebody or something else has to act first."""
+    accepted = found.get("Accepted")
+    if accepted is not None and accepted.status == "False":
+        yield "accepted", accepted.message, f"refused    {accepted.reason}: {accepted.message}"
+    stages: tuple[ConditionType, ...] = ("Prepared", "Running")
+    for type_ in stages:
+        waits = found.get(type_)
+        if waits is None or waits.status == "True" or waits.reason in _SAID_ELSEWHERE:
+            continue
+        now = (status.attempt, status.tries, waits.reason)
+        yield f"waits {type_}", now, f"waiting    {waits.reason}: {waits.message}"
+    rests: tuple[tuple[ConditionType, str], ...] = (
+        ("Queued", "queued"),
+        ("Suspended", "suspended"),
+    )
+    for type_, word in rests:
+        holds = found.get(type_)
+        if holds is not None and holds.status == "True":
+            yield word, holds.last_transition_time, f"{word:10} {holds.message or holds.reason}"
+
+
 def _choice(field: str, value: str, reason: str) -> str:
     return f"  chosen   {field}: {value} ({reason})"
 
@@ -117,7 +169,7 @@ def _began(status: JobStatus) -> str:
     return f"attempt {status.attempt} from verified step {resumes[-1].from_step}"
 
 
-def _ended(record: Record, resume: Resume) -> str:
+def _ended(record: Viewed, resume: Resume) -> str:
     failure = record.status.last_failure
     why = f": {failure.message}" if failure and failure.class_ == resume.cause else ""
     saved = f"checkpoint {resume.from_step} is saved" if resume.digest else "nothing was saved yet"
@@ -160,7 +212,7 @@ class RichView:
         self._live: Live = Live(console=console, refresh_per_second=4, transient=True)
         self._live.start()
 
-    def show(self, record: Record, progress: Progress | None) -> None:
+    def show(self, record: Viewed, progress: Progress | None) -> None:
         """Refresh the table."""
         self._plain.show(record, None)
         self._live.update(self._table(record, progress))
@@ -176,16 +228,18 @@ class RichView:
     def _line(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _table(self, record: Record, progress: Progress | None) -> Group:
+    def _table(self, record: Viewed, progress: Progress | None) -> Group:
         from rich.console import Group
         from rich.text import Text
 
         status = record.status
         current = progress if progress and progress.attempt == status.attempt else None
         head = Text(f"{record.metadata.name}  {status.phase or 'Pending'}", style="bold")
+        if status.summary.reason:
+            head.append(f"/{status.summary.reason}")
         head.append(f"  {_counts(status)}", style="dim")
         if current is None or not current.total_steps or status.phase != "Running":
-            return Group(head)
+            return Group(head, _conditions(status))
         self._bar.update(
             self._task,
             total=current.total_steps,
@@ -193,7 +247,23 @@ class RichView:
             description=current.phase,
             visible=True,
         )
-        return Group(head, self._bar, Text(progress_line(current)))
+        line = Text(progress_line(current))
+        return Group(head, self._bar, line, _conditions(status))
+
+
+def _conditions(status: JobStatus) -> Table:
+    """Return the conditions as ``kubectl describe`` shows them, each on one line."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2), expand=True)
+    for width in (10, 7, None):
+        table.add_column(no_wrap=True, min_width=width)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    for one in status.conditions:
+        style = "" if one.status == "True" else "dim"
+        message = " ".join(one.message.split())
+        table.add_row(one.type, one.status, one.reason, message, style=style)
+    return table
 
 
 def _counts(status: JobStatus) -> str:
@@ -205,124 +275,3 @@ def _counts(status: JobStatus) -> str:
     if status.checkpoint is not None:
         parts.append(f"checkpoint {status.checkpoint.step} verified")
     return ", ".join(parts)
-
-
-def stopped_line(record: Record) -> str:
-    """Return what a user reads who stopped the job."""
-    status = record.status
-    kept = status.checkpoint
-    if status.trained:
-        what = "training is done, publishing is not"
-    elif kept is not None:
-        what = f"at step {kept.step}, saved"
-    elif status.prepared:
-        what = "before anything was saved"
-    else:
-        what = "while it was prepared"
-    return f"stopped {what}; run the same command to go on"
-
-
-def failure_lines(record: Record) -> Iterator[str]:
-    """Yield why a job failed and what mends it."""
-    failure = record.status.last_failure
-    if failure is None:
-        return
-    yield f"{record.metadata.name}  Failed/{failure.class_}: {failure.message} [{failure.code}]"
-    if failure.fix:
-        yield f"  fix: {failure.fix}"
-    for child in record.children:
-        if child.log:
-            yield f"  log: {child.log}"
-
-
-def summary(
-    record: Record, layout: Layout, done: CompletionManifest | None, progress: Progress | None
-) -> Iterator[str]:
-    """Yield the closing lines of a job that succeeded."""
-    status, spec = record.status, record.resolved.spec
-    text = f"{record.metadata.name}  Succeeded{_took(record)}   {_method(spec)} on {_short(spec.model.uri)}"
-    if done is not None:
-        text += f", {done.steps:,} steps"
-        text += f", {_millions(done.tokens)} tokens" if done.tokens else ""
-    yield text
-    yield from _evaluated(spec, done)
-    if status.goodput.fraction is not None:
-        held = format_duration(status.active_seconds)
-        yield f"  trained for {held}, productive {status.goodput.fraction:.1%}"
-    for resume in status.resumes:
-        yield "  " + _resumed(resume)
-    peak = progress.peak_memory_bytes if progress is not None else 0
-    if peak and status.memory is not None and status.memory.predicted_bytes:
-        predicted = format_bytes(status.memory.predicted_bytes)
-        yield f"  peak memory {format_bytes(peak)} (predicted {predicted})"
-    if done is not None:
-        yield f"  model  {_place(record, layout, done.uri)}  {_verified(done)}"
-
-
-def _took(record: Record) -> str:
-    try:
-        began = datetime.fromisoformat(record.metadata.creation_timestamp)
-        ended = datetime.fromisoformat((record.status.finished_at or "").replace("Z", "+00:00"))
-    except ValueError:
-        return ""
-    return f" in {format_duration((ended - began).total_seconds())}"
-
-
-def _method(spec: JobSpec) -> str:
-    if spec.method.lora is not None:
-        return f"LoRA r={spec.method.lora.r}"
-    return "full fine-tuning"
-
-
-def _short(uri: str) -> str:
-    return uri.rstrip("/").rpartition("/")[2]
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f}M" if count >= 100_000 else f"{count:,}"
-
-
-def _evaluated(spec: JobSpec, done: CompletionManifest | None) -> Iterator[str]:
-    if done is None or "loss" not in done.evaluation_after:
-        return
-    after = done.evaluation_after["loss"]
-    before = done.evaluation_before.get("loss")
-    text = (
-        f"  eval loss {before:.3f} -> {after:.3f}"
-        if before is not None
-        else f"  eval loss {after:.3f}"
-    )
-    yield text + f"   gate: {'met' if spec.evaluation.gate else 'not set'}"
-
-
-def _resumed(resume: Resume) -> str:
-    if resume.digest is None:
-        return f"attempt {resume.attempt}: {resume.cause} at step {resume.stopped_at}, began again at step 0"
-    lost = f"{resume.lost_steps} step{'s' if resume.lost_steps != 1 else ''} repeated"
-    digest = resume.digest.removeprefix("sha256:")[:8]
-    text = (
-        f"attempt {resume.attempt}: {resume.cause} at step {resume.stopped_at}, resumed from"
-        f" {resume.from_step} (sha256 {digest}...), {lost}"
-    )
-    return text + (f"; not usable: {'; '.join(resume.rejected)}" if resume.rejected else "")
-
-
-def _place(record: Record, layout: Layout, uri: str) -> str:
-    """Return the folder of the model on this machine."""
-    try:
-        source = parse_uri(uri)
-    except ValueError:
-        return str(layout.root / uri)
-    folder = record.volumes.get(source.name)
-    return f"{uri} = {Path(folder) / source.path}" if folder else uri
-
-
-def _verified(done: CompletionManifest) -> str:
-    merged = "merged" if done.merged else "not merged"
-    if done.verification is None:
-        return f"({merged})"
-    proof = done.verification
-    return (
-        f"({merged}, logits checked on {proof.prompts} prompts, max diff"
-        f" {proof.max_difference:.0e})"
-    )

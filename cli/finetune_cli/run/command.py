@@ -18,6 +18,7 @@ from finetune_api.problem import Problem, Refused
 from finetune_api.reports import CompletionManifest, Progress
 from finetune_api.resolved import ResolvedJob
 from finetune_cli import job_file, problem_lines
+from finetune_cli.closing import failure_lines, stopped_line, summary
 from finetune_cli.run.local import LocalRun, Lock, View
 from finetune_cli.run.look import read
 from finetune_cli.run.record import (
@@ -29,7 +30,7 @@ from finetune_cli.run.record import (
     read_record,
 )
 from finetune_cli.run.volumes import check_volumes, parse_volumes
-from finetune_cli.view import PlainView, RichView, failure_lines, stopped_line, summary
+from finetune_cli.view import PlainView, RichView
 from finetune_cli.yaml_file import YamlDocument
 from finetune_operator.observed import Live
 
@@ -213,7 +214,7 @@ def _interrupts(runner: LocalRun) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def open_view() -> ClosableView:
+def open_view() -> PlainView | RichView:
     """Return a live view on a terminal, and lines elsewhere."""
     if sys.stdout.isatty():
         from rich.console import Console
