@@ -1,0 +1,348 @@
+"""A team's namespace on a real node: restricted Pod Security, quota, limits, and volumes to look into."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_api.names import LABEL_JOB, Layout, workspace_claim, workspace_folder
+from harness.binaries import KUBECTL, binary
+from harness.control_plane import Api, ApiError
+from harness.operator_driver import JOBS, status_of
+from harness.stage_config import merged, write_rows
+
+NODE = "node1"
+QUOTA = {
+    "requests.cpu": "16",
+    "limits.cpu": "64",
+    "requests.memory": "24Gi",
+    "limits.memory": "96Gi",
+    "requests.nvidia.com/gpu": "8",
+    "persistentvolumeclaims": "60",
+    "pods": "60",
+}
+LIMITS = {
+    "type": "Container",
+    "default": {"cpu": "2", "memory": "6Gi"},
+    "defaultRequest": {"cpu": "50m", "memory": "256Mi"},
+    "max": {"cpu": "8", "memory": "16Gi"},
+}
+"""What a pod that asks for nothing gets; every pod of ours does without a word of its own."""
+
+TINY: dict[str, Any] = {
+    "model": {"uri": "pvc://models/tiny"},
+    "dataset": {
+        "train": [{"uri": "pvc://datasets/train.jsonl"}],
+        "maxLength": 64,
+        "packing": False,
+    },
+    "method": {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}},
+    "training": {
+        "learningRate": 1e-3,
+        "globalBatchSize": 4,
+        "microBatchSize": 1,
+        "loggingSteps": 10,
+        "maxSteps": 60,
+        "epochs": 1000,
+    },
+    "resources": {"accelerator": {"device": "cpu", "perNode": 0}},
+    "checkpoint": {"gracePeriodSeconds": 20},
+}
+"""A job that a node without a GPU trains in seconds."""
+
+
+def chats(count: int) -> list[dict[str, Any]]:
+    """Return short conversations of one question and one answer."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is your name? {number}"},
+                {"role": "assistant", "content": f"I am Otto {number}."},
+            ]
+        }
+        for number in range(count)
+    ]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a job left in its workspace, on this machine's disk."""
+
+    root: Path
+
+    @property
+    def layout(self) -> Layout:
+        """The paths in it."""
+        return Layout(self.root)
+
+    def progress(self) -> dict[str, Any]:
+        """The newest progress; empty before there is one."""
+        return self._json(self.layout.progress)
+
+    def claim(self, number: int) -> dict[str, Any]:
+        """One claim; empty where there is none."""
+        return self._json(self.layout.claim(number))
+
+    def end(self, claim: int, node: int = 0) -> dict[str, Any]:
+        """What the supervisor of a node said at the end of a claim."""
+        return self._json(self.layout.end_report(claim, node))
+
+    def saved(self) -> list[str]:
+        """Committed checkpoints: ``1/step-20``, in the order of claims and steps."""
+        found = self.layout.checkpoints.glob("*/step-*/manifest.json")
+        places = ((int(p.parts[-3]), int(p.parts[-2].removeprefix("step-"))) for p in found)
+        return [f"{claim}/step-{step}" for claim, step in sorted(places)]
+
+    def trained(self) -> dict[int, str]:
+        """Step to the digest of the ids of its rows; of a step trained twice, the last time."""
+        try:
+            lines = self.layout.metrics.read_text(encoding="utf-8").split("\n")[:-1]
+        except FileNotFoundError:
+            return {}
+        rows = (json.loads(line) for line in lines)
+        return {row["step"]: row["samples"] for row in rows if "samples" in row}
+
+    def adapter(self) -> dict[str, str]:
+        """SHA-256 by name of every file of weights of the published adapter."""
+        manifest = self._json(self.layout.output / "manifest.json")
+        return {
+            entry["path"]: entry["sha256"]
+            for entry in manifest["files"]
+            if entry["path"].startswith("adapter/") and entry["path"].endswith(".safetensors")
+        }
+
+    def _json(self, path: Path) -> dict[str, Any]:
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+
+
+@dataclass
+class Tenant:
+    """One namespace; what it holds is below ``folder``."""
+
+    api: Api
+    kubeconfig: Path
+    namespace: str
+    folder: Path
+    storage_class: str = ""
+    volumes: list[str] = field(default_factory=list)
+
+    # --- volumes ---------------------------------------------------------------------------
+
+    def volume(self, claim: str, mode: str = "ReadWriteMany") -> Path:
+        """Make a volume that no claim but this one of this namespace can have; return its folder.
+
+        The folder is a ``local`` volume: the kubelet gives it to the pods' group, as a storage
+        system would.
+        """
+        name = f"{self.namespace}-{claim}"
+        folder = self.folder / claim
+        folder.mkdir(parents=True)
+        terms = [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE]}]
+        spec = {
+            "capacity": {"storage": "100Gi"},
+            "accessModes": [mode],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": self.storage_class,
+            "local": {"path": str(folder)},
+            "claimRef": {"namespace": self.namespace, "name": claim},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": terms}]}},
+        }
+        body = {"metadata": {"name": name}, "spec": spec}
+        self.api.create("/api/v1/persistentvolumes", body)
+        self.volumes.append(name)
+        return folder
+
+    def claim(self, name: str) -> Path:
+        """Make a volume and a claim for it; returns its folder."""
+        folder = self.volume(name)
+        spec: dict[str, Any] = {
+            "accessModes": ["ReadWriteMany"],
+            "resources": {"requests": {"storage": "1Gi"}},
+        }
+        if self.storage_class:
+            spec["storageClassName"] = self.storage_class
+        path = f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims"
+        self.api.create(path, {"metadata": {"name": name}, "spec": spec})
+        return folder
+
+    # --- jobs ------------------------------------------------------------------------------
+
+    @property
+    def jobs(self) -> str:
+        """Path of the namespace's FineTuneJobs."""
+        return JOBS.format(namespace=self.namespace)
+
+    def start(self, name: str, spec: Mapping[str, Any], base: Mapping[str, Any] = TINY) -> None:
+        """Make the volume of a job's workspace, and the job: ``spec`` over ``base``."""
+        whole = merged(dict(base), dict(spec))
+        several = (whole.get("resources") or {}).get("nodes", 1) > 1
+        self.volume(workspace_claim(name), "ReadWriteMany" if several else "ReadWriteOnce")
+        body = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": name},
+            "spec": whole,
+        }
+        self.api.create(self.jobs, body)
+
+    def job(self, name: str) -> dict[str, Any]:
+        """A job as it is stored."""
+        return self.api.get(f"{self.jobs}/{name}")
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Its status; empty before it has one."""
+        return status_of(self.api, self.namespace, name)
+
+    def conditions(self, name: str) -> dict[str, tuple[str, str, str]]:
+        """(status, reason, message) by type."""
+        found = self.status(name).get("conditions") or []
+        return {one["type"]: (one["status"], one["reason"], one["message"]) for one in found}
+
+    def kept(self, name: str) -> Kept:
+        """What it left in its workspace."""
+        uid = self.job(name)["metadata"]["uid"]
+        return Kept(self.folder / workspace_claim(name) / workspace_folder(name, uid))
+
+    def pods(self, name: str) -> list[dict[str, Any]]:
+        """Return the pods of a job that exist, by name."""
+        selector = f"{LABEL_JOB}%3D{name}"
+        path = f"/api/v1/namespaces/{self.namespace}/pods?labelSelector={selector}"
+        found = self.api.get(path)["items"]
+        return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
+
+    def running(self, name: str, stage: str = "train") -> list[dict[str, Any]]:
+        """Return its pods of a stage whose process runs and was not told to end."""
+        return [
+            pod
+            for pod in self.pods(name)
+            if pod["metadata"]["labels"]["finetune.dev/stage"] == stage
+            and pod["status"].get("phase") == "Running"
+            and "deletionTimestamp" not in pod["metadata"]
+        ]
+
+    def finished(self, name: str, timeout: float = 300.0) -> dict[str, Any]:
+        """Wait until a job has ended and return its status."""
+
+        def outcome() -> dict[str, Any] | None:
+            status = self.status(name)
+            return status if status.get("outcome") else None
+
+        return dict(self.wait(outcome, f"job {name} has ended", timeout))
+
+    # --- the rest --------------------------------------------------------------------------
+
+    def wait(self, what: Callable[[], Any], words: str, timeout: float = 120.0) -> Any:
+        """Ask until the answer is true and return it; fails with the state of the namespace."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                found = what()
+            except ApiError as error:
+                if error.code not in (404, 429, 503):
+                    raise
+                found = None
+            except OSError:  # the API server is being restarted
+                found = None
+            if found:
+                return found
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {timeout:.0f} s: {words}\n{self.describe()}")
+            time.sleep(0.2)
+
+    def kubectl(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run kubectl in the namespace."""
+        command = [binary(KUBECTL), f"--kubeconfig={self.kubeconfig}", "-n", self.namespace, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert not check or done.returncode == 0, f"kubectl {words}: {done.stdout}{done.stderr}"
+        return done
+
+    def describe(self) -> str:
+        """Return what a person would look at first."""
+        asked = [
+            ("get", "ftjob", "-o", "wide"),
+            ("get", "pods,pvc,jobs", "-o", "wide"),
+            ("get", "events", "--sort-by=.lastTimestamp"),
+        ]
+        parts = [self.kubectl(*words, check=False).stdout[-6000:] for words in asked]
+        return "\n".join(parts)
+
+    def remove(self) -> None:
+        """Delete the namespace, wait until its pods are gone, and delete the volumes."""
+        path = f"/api/v1/namespaces/{self.namespace}"
+        self.api.request("DELETE", path)
+
+        def gone() -> bool:
+            try:
+                self.api.get(path)
+            except ApiError as error:
+                return error.code == 404
+            return False
+
+        self.wait(gone, f"namespace {self.namespace} is gone", 180)
+        for name in self.volumes:
+            self.api.request("DELETE", f"/api/v1/persistentvolumes/{name}")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def make_tenant(
+    api: Api, kubeconfig: Path, namespace: str, folder: Path, *, labels: Mapping[str, str] = {}
+) -> Tenant:
+    """Make a namespace that enforces restricted Pod Security, a quota and limits."""
+    enforced = {
+        f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")
+    }
+    body = {"metadata": {"name": namespace, "labels": {**enforced, **labels}}}
+    api.create("/api/v1/namespaces", body)
+    inside = f"/api/v1/namespaces/{namespace}"
+    api.create(f"{inside}/resourcequotas", {"metadata": {"name": "team"}, "spec": {"hard": QUOTA}})
+    api.create(
+        f"{inside}/limitranges", {"metadata": {"name": "team"}, "spec": {"limits": [LIMITS]}}
+    )
+    tenant = Tenant(api, kubeconfig, namespace, folder / namespace, _default_class(api))
+    account = f"{inside}/serviceaccounts/default"
+    tenant.wait(lambda: api.get(account), "the namespace has its service account", 60)
+    return tenant
+
+
+def _default_class(api: Api) -> str:
+    """The class that claims get which name none; empty where there is none."""
+    key = "storageclass.kubernetes.io/is-default-class"
+    for one in api.get("/apis/storage.k8s.io/v1/storageclasses")["items"]:
+        if (one["metadata"].get("annotations") or {}).get(key) == "true":
+            return str(one["metadata"]["name"])
+    return ""
+
+
+def fill(tenant: Tenant, model: Path, rows: int = 40) -> None:
+    """Make the claims ``models`` and ``datasets`` of ``TINY`` with a model and rows in them."""
+    shutil.copytree(model, tenant.claim("models") / "tiny")
+    write_rows(tenant.claim("datasets") / "train.jsonl", chats(rows))
+
+
+def processes_of(pod: Mapping[str, Any]) -> list[int]:
+    """Return the processes of a pod's containers on this machine, the first one first.
+
+    The sandbox's own process is left out.
+    """
+    uid = str(pod["metadata"]["uid"])
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            groups = (folder / "cgroup").read_text()
+            words = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"pod{uid}" in groups and words and not words.startswith(b"/pause"):
+            found.append(int(folder.name))
+    return sorted(found)
