@@ -18,7 +18,7 @@ POLICY: dict[str, Any] = {
     "omitStages": ["RequestReceived", "ResponseStarted"],
     "omitManagedFields": True,
     "rules": [
-        # The answer holds all that admission had put into the object.
+        # The answer holds what admission had put into the object, too.
         {
             "level": "RequestResponse",
             "verbs": ["create"],
@@ -73,8 +73,9 @@ def _created(event: Mapping[str, Any], namespace: str) -> Iterator[Created]:
         return
     if event["responseStatus"]["code"] >= 300:
         return
-    body = event.get("responseObject") or {}
-    name = (body.get("metadata") or {}).get("name") or ref.get("name", "")
+    body = event.get("responseObject") or event.get("requestObject") or {}
+    about = body.get("metadata") or {}
+    name = about.get("name") or ref.get("name") or about.get("generateName", "")
     yield Created(resource, namespace, name, event["user"]["username"], body)
 
 

@@ -7,17 +7,17 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune_api.names import LABEL_JOB, Layout, workspace_claim, workspace_folder
+from harness.access import Access, until
 from harness.binaries import KUBECTL, binary
 from harness.control_plane import Api, ApiError
 from harness.operator_driver import JOBS, status_of
 from harness.stage_config import merged, write_rows
 
-NODE = "node1"
 QUOTA = {
     "requests.cpu": "16",
     "limits.cpu": "64",
@@ -124,55 +124,29 @@ class Kept:
             return {}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tenant:
-    """One namespace; what it holds is below ``folder``."""
+    """One namespace of a running cluster."""
 
-    api: Api
-    kubeconfig: Path
+    cluster: Access
     namespace: str
-    folder: Path
-    storage_class: str = ""
-    volumes: list[str] = field(default_factory=list)
 
-    # --- volumes ---------------------------------------------------------------------------
-
-    def volume(self, claim: str, mode: str = "ReadWriteMany") -> Path:
-        """Make a volume that no claim but this one of this namespace can have; return its folder.
-
-        The folder is a ``local`` volume: the kubelet gives it to the pods' group, as a storage
-        system would.
-        """
-        name = f"{self.namespace}-{claim}"
-        folder = self.folder / claim
-        folder.mkdir(parents=True)
-        terms = [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE]}]
-        spec = {
-            "capacity": {"storage": "100Gi"},
-            "accessModes": [mode],
-            "persistentVolumeReclaimPolicy": "Retain",
-            "storageClassName": self.storage_class,
-            "local": {"path": str(folder)},
-            "claimRef": {"namespace": self.namespace, "name": claim},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": terms}]}},
-        }
-        body = {"metadata": {"name": name}, "spec": spec}
-        self.api.create("/api/v1/persistentvolumes", body)
-        self.volumes.append(name)
-        return folder
+    @property
+    def api(self) -> Api:
+        """The administrator's client."""
+        return self.cluster.api
 
     def claim(self, name: str) -> Path:
-        """Make a volume and a claim for it; returns its folder."""
-        folder = self.volume(name)
-        spec: dict[str, Any] = {
-            "accessModes": ["ReadWriteMany"],
-            "resources": {"requests": {"storage": "1Gi"}},
-        }
-        if self.storage_class:
-            spec["storageClassName"] = self.storage_class
-        path = f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims"
-        self.api.create(path, {"metadata": {"name": name}, "spec": spec})
+        """Make a claim whose volume is a folder of this machine; returns the folder."""
+        folder = self.cluster.folder / "prepared" / self.namespace / name
+        self.cluster.make_volume(self.namespace, name, folder)
         return folder
+
+    def volume(self, claim: str) -> Path:
+        """Return the folder of this machine that a bound claim stands for."""
+        path = f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims/{claim}"
+        name = self.api.get(path)["spec"]["volumeName"]
+        return Path(self.api.get(f"/api/v1/persistentvolumes/{name}")["spec"]["local"]["path"])
 
     # --- jobs ------------------------------------------------------------------------------
 
@@ -182,15 +156,12 @@ class Tenant:
         return JOBS.format(namespace=self.namespace)
 
     def start(self, name: str, spec: Mapping[str, Any], base: Mapping[str, Any] = TINY) -> None:
-        """Make the volume of a job's workspace, and the job: ``spec`` over ``base``."""
-        whole = merged(dict(base), dict(spec))
-        several = (whole.get("resources") or {}).get("nodes", 1) > 1
-        self.volume(workspace_claim(name), "ReadWriteMany" if several else "ReadWriteOnce")
+        """Create a job: ``spec`` over ``base``."""
         body = {
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "FineTuneJob",
             "metadata": {"name": name},
-            "spec": whole,
+            "spec": merged(dict(base), dict(spec)),
         }
         self.api.create(self.jobs, body)
 
@@ -210,7 +181,7 @@ class Tenant:
     def kept(self, name: str) -> Kept:
         """What it left in its workspace."""
         uid = self.job(name)["metadata"]["uid"]
-        return Kept(self.folder / workspace_claim(name) / workspace_folder(name, uid))
+        return Kept(self.volume(workspace_claim(name)) / workspace_folder(name, uid))
 
     def pods(self, name: str) -> list[dict[str, Any]]:
         """Return the pods of a job that exist, by name."""
@@ -260,7 +231,13 @@ class Tenant:
 
     def kubectl(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run kubectl in the namespace."""
-        command = [binary(KUBECTL), f"--kubeconfig={self.kubeconfig}", "-n", self.namespace, *words]
+        command = [
+            binary(KUBECTL),
+            f"--kubeconfig={self.cluster.kubeconfig}",
+            "-n",
+            self.namespace,
+            *words,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert not check or done.returncode == 0, f"kubectl {words}: {done.stdout}{done.stderr}"
         return done
@@ -275,51 +252,22 @@ class Tenant:
         parts = [self.kubectl(*words, check=False).stdout[-6000:] for words in asked]
         return "\n".join(parts)
 
-    def remove(self) -> None:
-        """Delete the namespace, wait until its pods are gone, and delete the volumes."""
-        path = f"/api/v1/namespaces/{self.namespace}"
-        self.api.request("DELETE", path)
 
-        def gone() -> bool:
-            try:
-                self.api.get(path)
-            except ApiError as error:
-                return error.code == 404
-            return False
-
-        self.wait(gone, f"namespace {self.namespace} is gone", 180)
-        for name in self.volumes:
-            self.api.request("DELETE", f"/api/v1/persistentvolumes/{name}")
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def make_tenant(
-    api: Api, kubeconfig: Path, namespace: str, folder: Path, *, labels: Mapping[str, str] = {}
-) -> Tenant:
+def make_tenant(cluster: Access, namespace: str, labels: Mapping[str, str] | None = None) -> Tenant:
     """Make a namespace that enforces restricted Pod Security, a quota and limits."""
     enforced = {
         f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")
     }
-    body = {"metadata": {"name": namespace, "labels": {**enforced, **labels}}}
+    api, inside = cluster.api, f"/api/v1/namespaces/{namespace}"
+    body = {"metadata": {"name": namespace, "labels": {**enforced, **(labels or {})}}}
     api.create("/api/v1/namespaces", body)
-    inside = f"/api/v1/namespaces/{namespace}"
-    api.create(f"{inside}/resourcequotas", {"metadata": {"name": "team"}, "spec": {"hard": QUOTA}})
-    api.create(
-        f"{inside}/limitranges", {"metadata": {"name": "team"}, "spec": {"limits": [LIMITS]}}
-    )
-    tenant = Tenant(api, kubeconfig, namespace, folder / namespace, _default_class(api))
+    quota = {"metadata": {"name": "team"}, "spec": {"hard": QUOTA}}
+    api.create(f"{inside}/resourcequotas", quota)
+    limits = {"metadata": {"name": "team"}, "spec": {"limits": [LIMITS]}}
+    api.create(f"{inside}/limitranges", limits)
     account = f"{inside}/serviceaccounts/default"
-    tenant.wait(lambda: api.get(account), "the namespace has its service account", 60)
-    return tenant
-
-
-def _default_class(api: Api) -> str:
-    """The class that claims get which name none; empty where there is none."""
-    key = "storageclass.kubernetes.io/is-default-class"
-    for one in api.get("/apis/storage.k8s.io/v1/storageclasses")["items"]:
-        if (one["metadata"].get("annotations") or {}).get(key) == "true":
-            return str(one["metadata"]["name"])
-    return ""
+    until(lambda: api.get(account), f"namespace {namespace} had its service account")
+    return Tenant(cluster, namespace)
 
 
 def fill(tenant: Tenant, model: Path, rows: int = 40) -> None:
