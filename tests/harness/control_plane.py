@@ -11,15 +11,16 @@ import shutil
 import signal
 import ssl
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.binaries import API_SERVER, ETCD, binary
-from harness.certificates import Pair, make_authority, make_signing_key
-from harness.processes import Process, free_port, start, wait_until
+from harness.certificates import Authority, Pair, make_authority, make_signing_key
+from harness.processes import Process, free_port, wait_until
+from harness.program import Program, flags
 
 _STARTS = 3
 """A free port may be taken by somebody else before it is listened on."""
@@ -110,26 +111,81 @@ class ControlPlane:
     folder: Path
     kubeconfig: Path
     api: Api
-    processes: list[Process] = field(default_factory=list)
+    authority: Authority
+    etcd: Program | None = None
+    server: Program | None = None
 
-    def stop(self) -> None:
+    @property
+    def processes(self) -> list[Process]:
+        """What was started, the oldest first."""
+        programs = [one for one in (self.etcd, self.server) if one is not None]
+        return [one.process for one in programs if one.process is not None]
+
+    def start_server(self) -> None:
+        """Start kube-apiserver again after ``stop_server`` and wait until it answers."""
+        assert self.server is not None
+        self.server.start()
+        wait_until(lambda: _ready(self.api), "the API server was ready", self.processes)
+
+    def stop_server(self, grace: float = 5.0) -> None:
+        """Stop kube-apiserver; etcd keeps what is stored."""
+        assert self.server is not None
+        self.server.stop(grace)
+
+    def kubeconfig_of(self, name: str, subject: str, address: str) -> Path:
+        """Write a kubeconfig for a new identity (``/O=group/CN=user``); returns its path."""
+        path = self.folder / "pki" / f"{name}.kubeconfig"
+        identity = self.authority.issue(name, subject)
+        path.write_text(
+            json.dumps(
+                _kubeconfig(address, self.api.port, self.authority.own.certificate, identity)
+            )
+        )
+        return path
+
+    def stop(self, grace: float = 10.0) -> None:
         """Stop the processes, the newest first, and remove the folder."""
-        for process in reversed(self.processes):
-            process.stop()
+        for program in (self.server, self.etcd):
+            if program is not None:
+                program.stop(grace)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def start_control_plane(*, audit_policy: Path | None = None) -> ControlPlane:
+@dataclass(frozen=True)
+class ServerChoices:
+    """How the API server of a cluster differs from one that stands alone.
+
+    ``address`` is where nodes and pods reach it; ``options`` returns further flags, given the
+    authority that signs for them.
+    """
+
+    address: str = "127.0.0.1"
+    hosts: tuple[str, ...] = ()
+    options: Callable[[Authority], Mapping[str, object]] = lambda authority: {
+        "bind-address": "127.0.0.1",
+        "endpoint-reconciler-type": "none",
+    }
+
+
+def start_control_plane(
+    *,
+    audit_policy: Path | None = None,
+    parent: Path | None = None,
+    choices: ServerChoices | None = None,
+) -> ControlPlane:
     """Start etcd and kube-apiserver and wait until they answer.
 
-    With an audit policy every request is written to ``audit.log`` in the folder.
+    With an audit policy every request is written to ``audit.log`` in the folder. The folder is
+    made in ``parent``, or where temporary files lie.
     """
-    programs = {name: binary(name) for name in (ETCD, API_SERVER)}
+    for name in (ETCD, API_SERVER):
+        binary(name)
+    choices = choices or ServerChoices()
     for attempt in range(1, _STARTS + 1):
-        folder = Path(tempfile.mkdtemp(prefix="finetune-control-plane-"))
-        plane = _prepare(folder)
+        folder = Path(tempfile.mkdtemp(prefix="finetune-control-plane-", dir=parent))
+        plane = _prepare(folder, choices)
         try:
-            _start_etcd_and_server(plane, programs, audit_policy)
+            _start_etcd_and_server(plane, audit_policy, choices)
         except RuntimeError as error:
             plane.stop()
             if attempt == _STARTS or "address already in use" not in str(error):
@@ -142,20 +198,26 @@ def start_control_plane(*, audit_policy: Path | None = None) -> ControlPlane:
     raise AssertionError
 
 
-def _prepare(folder: Path) -> ControlPlane:
+def _prepare(folder: Path, choices: ServerChoices) -> ControlPlane:
     authority = make_authority(folder / "pki")
     authority.issue(
-        "server", "/CN=kube-apiserver", hosts=["localhost"], addresses=["127.0.0.1", "10.96.0.1"]
+        "server",
+        "/CN=kube-apiserver",
+        hosts=["localhost", *choices.hosts],
+        addresses=list(dict.fromkeys(["127.0.0.1", "10.96.0.1", choices.address])),
     )
     admin = authority.issue("admin", "/O=system:masters/CN=admin")
     make_signing_key(folder / "pki", "service-account")
     port = free_port()
     kubeconfig = folder / "kubeconfig"
-    kubeconfig.write_text(json.dumps(_kubeconfig(port, authority.own.certificate, admin)))
-    return ControlPlane(folder, kubeconfig, Api(port, authority.own.certificate, admin))
+    kubeconfig.write_text(
+        json.dumps(_kubeconfig("127.0.0.1", port, authority.own.certificate, admin))
+    )
+    api = Api(port, authority.own.certificate, admin)
+    return ControlPlane(folder, kubeconfig, api, authority)
 
 
-def _kubeconfig(port: int, authority: Path, admin: Pair) -> dict[str, Any]:
+def _kubeconfig(address: str, port: int, authority: Path, identity: Pair) -> dict[str, Any]:
     """Return a kubeconfig; JSON is YAML."""
     return {
         "apiVersion": "v1",
@@ -165,61 +227,60 @@ def _kubeconfig(port: int, authority: Path, admin: Pair) -> dict[str, Any]:
             {
                 "name": "tests",
                 "cluster": {
-                    "server": f"https://127.0.0.1:{port}",
+                    "server": f"https://{address}:{port}",
                     "certificate-authority": str(authority),
                 },
             }
         ],
         "users": [
             {
-                "name": "admin",
+                "name": identity.key.stem,
                 "user": {
-                    "client-certificate": str(admin.certificate),
-                    "client-key": str(admin.key),
+                    "client-certificate": str(identity.certificate),
+                    "client-key": str(identity.key),
                 },
             }
         ],
-        "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": "admin"}}],
+        "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": identity.key.stem}}],
     }
 
 
 def _start_etcd_and_server(
-    plane: ControlPlane, programs: Mapping[str, Path], audit_policy: Path | None
+    plane: ControlPlane, audit_policy: Path | None, choices: ServerChoices
 ) -> None:
     folder, pki = plane.folder, plane.folder / "pki"
     client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-    etcd = [
-        programs[ETCD],
-        f"--data-dir={folder / 'etcd'}",
-        "--unsafe-no-fsync",
-        f"--listen-client-urls={client}",
-        f"--advertise-client-urls={client}",
-        f"--listen-peer-urls={peer}",
-        f"--initial-advertise-peer-urls={peer}",
-        f"--initial-cluster=default={peer}",
-    ]
-    plane.processes.append(start(ETCD, etcd, folder / "etcd.log"))
-    server = [
-        programs[API_SERVER],
-        f"--etcd-servers={client}",
-        "--bind-address=127.0.0.1",
-        "--advertise-address=127.0.0.1",
-        "--endpoint-reconciler-type=none",
-        f"--secure-port={plane.api.port}",
-        f"--tls-cert-file={pki / 'server.crt'}",
-        f"--tls-private-key-file={pki / 'server.key'}",
-        f"--client-ca-file={pki / 'ca.crt'}",
-        "--authorization-mode=RBAC",
-        "--allow-privileged=true",
-        "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-        f"--service-account-key-file={pki / 'service-account.pub'}",
-        f"--service-account-signing-key-file={pki / 'service-account.key'}",
-        "--service-cluster-ip-range=10.96.0.0/16",
-    ]
+    etcd = {
+        "data-dir": folder / "etcd",
+        "unsafe-no-fsync": "true",
+        "listen-client-urls": client,
+        "advertise-client-urls": client,
+        "listen-peer-urls": peer,
+        "initial-advertise-peer-urls": peer,
+        "initial-cluster": f"default={peer}",
+    }
+    plane.etcd = Program(ETCD, [binary(ETCD), *flags(etcd)], folder / "etcd.log")
+    plane.etcd.start()
+    server: dict[str, object] = {
+        "etcd-servers": client,
+        "advertise-address": choices.address,
+        "secure-port": plane.api.port,
+        "tls-cert-file": pki / "server.crt",
+        "tls-private-key-file": pki / "server.key",
+        "client-ca-file": pki / "ca.crt",
+        "authorization-mode": "RBAC",
+        "allow-privileged": "true",
+        "service-account-issuer": "https://kubernetes.default.svc.cluster.local",
+        "service-account-key-file": pki / "service-account.pub",
+        "service-account-signing-key-file": pki / "service-account.key",
+        "service-cluster-ip-range": "10.96.0.0/16",
+    }
     if audit_policy:
-        server += [f"--audit-policy-file={audit_policy}", f"--audit-log-path={folder}/audit.log"]
-    plane.processes.append(start(API_SERVER, server, folder / "kube-apiserver.log"))
-    wait_until(lambda: _ready(plane.api), "the API server was ready", plane.processes)
+        server |= {"audit-policy-file": audit_policy, "audit-log-path": folder / "audit.log"}
+    server |= choices.options(plane.authority)
+    log = folder / "kube-apiserver.log"
+    plane.server = Program(API_SERVER, [binary(API_SERVER), *flags(server)], log)
+    plane.start_server()
 
 
 def _ready(api: Api) -> bool:
