@@ -132,12 +132,14 @@ class Acceptance:
 
     async def placement(self, accepted: Accepted) -> Placement:
         """Return where pods run, as the profile says now."""
-        platform = accepted.platform
-        reference = accepted.job.spec.profile_ref
-        if reference is not None:
-            profile = await self._profiles.named(reference.name)
-            platform = profile.spec.platform if profile else platform
+        profile = await self.profile(accepted)
+        platform = profile.spec.platform if profile else accepted.platform
         return Placement.of(platform, accepted.queue_labels)
+
+    async def profile(self, accepted: Accepted) -> Profile | None:
+        """Return the job's profile as it is now; None where there is none that can be used."""
+        reference = accepted.job.spec.profile_ref
+        return None if reference is None else await self._profiles.named(reference.name)
 
     async def live(self, body: Object, accepted: Accepted) -> tuple[Live, tuple[Problem, ...]]:
         """Return the fields that may change, as they are now, and why some do not count.

@@ -206,6 +206,17 @@ class Kube:
         path = resource.path(metadata.get("namespace"), metadata["name"], "status")
         return await self._ask("PUT", path, body, {"fieldManager": "finetune-operator"})
 
+    async def patch(self, resource: Resource, body: Object, change: Mapping[str, Any]) -> Object:
+        """Merge a change into this very object as it was read.
+
+        Raises ``Conflict`` where it has changed since, or another has taken its name.
+        """
+        metadata = body["metadata"]
+        very = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+        path = resource.path(metadata.get("namespace"), metadata["name"])
+        query = {"fieldManager": "finetune-operator"}
+        return await self._ask("PATCH", path, {"metadata": very, **change}, query)
+
     async def delete(
         self,
         body: Mapping[str, Any],
@@ -270,8 +281,10 @@ class Kube:
         query: Mapping[str, str] | None,
     ) -> tuple[int, str, float | None]:
         url = self._server + path + (f"?{urlencode(query)}" if query else "")
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        headers = {"Content-Type": kind} if body is not None else {}
         try:
-            async with session.request(method, url, json=body) as answer:
+            async with session.request(method, url, json=body, headers=headers) as answer:
                 text = await answer.text()
                 after = answer.headers.get("Retry-After", "")
                 return answer.status, text, float(after) if after.isdigit() else None

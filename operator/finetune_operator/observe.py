@@ -56,6 +56,8 @@ class Around:
     """None: the cluster has not what the job names."""
     children: tuple[Object, ...] = ()
     pods: tuple[Object, ...] = ()
+    claim: Object | None = None
+    """Of the job's folder, as it was read."""
     workspace_to_make: Object | None = None
     old_workspace: str = ""
     """The folder of an earlier job in the claim that is used again."""
@@ -198,7 +200,7 @@ class Observer:
         name = claim_of(job)
         found = await self.kube.find(CLAIMS, job.namespace, name)
         to_make = workspace(job)
-        around = Around(None)
+        around = Around(None, claim=found)
         if found is None:
             if to_make is not None and not status.prepared:
                 several = job.spec.resources.nodes > 1

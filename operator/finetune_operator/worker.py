@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_api.problem import Refused
+from finetune_api.problem import Problem, Refused
 from finetune_api.status import JobStatus, ResolvedRef
 from finetune_operator import metrics
 from finetune_operator.acceptance import Acceptance, Accepted, Lost
@@ -35,6 +35,7 @@ from finetune_operator.steps import (
     Stop,
     Wait,
 )
+from finetune_operator.workspace_growth import Growth, wanted
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,13 @@ class Worker:
     """Looked at again when a profile changes."""
     settled: dict[Key, str] = field(default_factory=dict)
     """Jobs that rest after their end, with the version in which they were seen to."""
+    growth: Growth = field(init=False)
     _uids: dict[Key, str] = field(default_factory=dict)
     _restarting: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Remember of claims only what was refused lately."""
+        self.growth = Growth(self.kube)
 
     async def look(self, key: Key) -> float | None:
         """Look at a job once; returns the seconds until the next look, None: when something happens.
@@ -111,13 +117,13 @@ class Worker:
         else:
             known = status
         around, seen = await self.observer.observe(body, accepted, known)
-        await self._tell(body, around)
+        notes = await self._tell(body, accepted, around)
         now = self.clock()
         ledger = account(job, known, seen, now)
         step = plan(job, ledger, seen, now)
         assert isinstance(ledger, JobStatus)
         if ledger != status:
-            after = derive(job, ledger, seen, step, now, known)
+            after = noted(derive(job, ledger, seen, step, now, known), notes)
             await self._write(body, status, after, "ledger")
             self._count(status, after)
             return SOON
@@ -125,7 +131,7 @@ class Worker:
         done = self._held_back(job.uid, step) or await act(self.kube, step, deed)
         if isinstance(done, Finish) and done.expired:
             return None
-        after = derive(job, ledger, seen, done, now, status)
+        after = noted(derive(job, ledger, seen, done, now, status), notes)
         if is_worth_writing(status, after):
             await self._write(body, status, after, "derived")
         elif not isinstance(done, StartPrepare | StartAttempt | StartPublish | Stop):
@@ -135,14 +141,24 @@ class Worker:
             self._rest(key, body, done, job.uid)
         return self._next(done, seen, now, changed=done is not step)
 
-    async def _tell(self, body: Object, around: Around) -> None:
-        """Say what the user would not see otherwise."""
+    async def _tell(self, body: Object, accepted: Accepted, around: Around) -> tuple[Problem, ...]:
+        """Say what the user would not see otherwise; returns changes that have no effect."""
         if around.old_workspace:
             text = f"the claim holds the folder of an earlier job too: {around.old_workspace}"
             await self.recorder.record(body, "Normal", "WorkspaceReused", text)
         if around.problems:
             _, text = words(around.problems)
             await self.recorder.record(body, "Warning", "ChangeRefused", text)
+        size = wanted(body, around.claim)
+        if around.claim is None or size is None:
+            return around.problems
+        profile = await self.acceptance.profile(accepted)
+        kept = await self.growth.grow(around.claim, size, profile)
+        if kept is None:
+            return around.problems
+        _, text = words((kept,))
+        await self.recorder.record(body, "Warning", "WorkspaceNotGrown", text)
+        return (*around.problems, kept)
 
     def _held_back(self, uid: str, step: Step) -> Wait | None:
         """Keep an attempt after the first from starting while too many others are."""
@@ -231,6 +247,18 @@ class Worker:
             self._uids[key] = uid
         else:
             self._uids.pop(key, None)
+
+
+def noted(status: JobStatus, problems: Sequence[Problem]) -> JobStatus:
+    """Return a status whose condition Accepted says which changes have no effect, and why."""
+    if not problems:
+        return status
+    _, text = words(problems)
+    said = tuple(
+        one.model_copy(update={"message": text}) if one.type == "Accepted" else one
+        for one in status.conditions
+    )
+    return status.model_copy(update={"conditions": said})
 
 
 def is_worth_writing(before: JobStatus, after: JobStatus) -> bool:

@@ -1,0 +1,142 @@
+"""The claim that was made for a job grows with ``workspace.size``, and no other claim does."""
+
+import pytest
+
+from finetune_operator.kube import Forbidden
+from finetune_operator.workspace_growth import refused
+from harness.looks import NAMESPACE, Looks
+from harness.pod_player import Run
+
+CLAIM = ("persistentvolumeclaims", NAMESPACE, "bot-workspace")
+PROFILES = "/apis/finetune.dev/v1alpha1/finetuneprofiles"
+JOB = ("finetunejobs", NAMESPACE, "bot")
+
+
+def forever(stage, attempt, node):
+    del attempt, node
+    return Run(forever=stage == "train")
+
+
+def running(profile=None):
+    looks = Looks(script=forever)
+    if profile is not None:
+        annotations = {"finetune.dev/is-default-profile": "true"}
+        body = {"metadata": {"name": "shared", "annotations": annotations}, "spec": profile}
+        looks.api.create(PROFILES, body)
+    looks.create(workspace={"size": "10Gi"})
+    for _ in range(12):
+        looks.turn()
+    looks.settle()
+    assert looks.status["phase"] == "Running"
+    looks.api.objects[CLAIM]["status"] = {"phase": "Bound"}
+    return looks
+
+
+def ask(looks, size, answer=None):
+    """Let the user write a size; returns how often the claim was asked to grow."""
+    asked = []
+
+    def listen(method, path):
+        if method == "PATCH":
+            asked.append(path)
+            return answer
+        return None
+
+    looks.api.objects[JOB]["spec"]["workspace"]["size"] = size
+    looks.kube.refuse = listen
+    looks.settle()
+    looks.settle()
+    return len(asked)
+
+
+def stored(looks):
+    return looks.api.objects[CLAIM]["spec"]["resources"]["requests"]["storage"]
+
+
+def message(looks):
+    return looks.conditions()["Accepted"][2]
+
+
+@pytest.mark.parametrize(
+    ("size", "patches", "left"),
+    [("20Gi", 1, "20Gi"), ("20480Mi", 1, "20480Mi"), ("10240Mi", 0, "10Gi"), ("5Gi", 0, "10Gi")],
+)
+def test_upwards_only(size, patches, left):
+    looks = running()
+    assert ask(looks, size) == patches
+    assert stored(looks) == left
+    assert ask(looks, size) == 0
+    assert message(looks) == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}}},
+        {"metadata": {"labels": {}}},
+        {"status": {"phase": "Pending"}},
+        {"status": {}},
+        {"spec": {"resources": {"requests": {"storage": "1e10"}}}},
+        {"spec": {"resources": {}}},
+    ],
+)
+def test_a_claim_that_is_not_ours_or_not_bound_or_not_understood_is_left_alone(change):
+    looks = running()
+    claim = looks.api.objects[CLAIM]
+    for section, values in change.items():
+        claim[section] = {**claim[section], **values} if section == "metadata" else values
+    assert ask(looks, "20Gi") == 0
+
+
+def test_what_the_cluster_refuses_is_said_and_stops_nothing():
+    looks = running()
+    assert ask(looks, "20Gi", answer=403) == 1, "and it is not asked for again and again"
+    assert stored(looks) == "10Gi"
+    assert message(looks) == (
+        "spec.workspace.size: claim bot-workspace could not grow to 20Gi, the job goes on with what"
+        " it has: refused by the test [workspace-not-grown] fix: ask who runs the cluster"
+    )
+    assert looks.status["phase"] == "Running"
+    said = [e for (kind, *_), e in looks.api.objects.items() if kind == "events"]
+    assert [e["type"] for e in said if e["reason"] == "WorkspaceNotGrown"] == ["Warning"]
+
+    looks.restart()
+    assert ask(looks, "20Gi") == 1
+    assert (stored(looks), message(looks)) == ("20Gi", "")
+
+
+@pytest.mark.parametrize(
+    ("said", "fix"),
+    [
+        (
+            'persistentvolumeclaims "bot-workspace" is forbidden: only dynamically provisioned pvc'
+            " can be resized and the storageclass that provisions the pvc must support resize",
+            "use a storage class with allowVolumeExpansion, or name a larger claim in"
+            " workspace.claimName of a new job",
+        ),
+        (
+            "exceeded quota: storage, requested: requests.storage=10Gi",
+            "free some of the namespace's storage quota, or have it raised",
+        ),
+        (
+            'persistentvolumeclaims "bot-workspace" is forbidden: User "x" cannot patch resource'
+            ' "persistentvolumeclaims" in API group ""',
+            "give the operator the right to patch persistentvolumeclaims",
+        ),
+        ("no", "ask who runs the cluster"),
+    ],
+)
+def test_every_refusal_has_its_fix(said, fix):
+    assert refused("bot-workspace", "20Gi", Forbidden(403, said)).fix == fix
+
+
+def test_the_profile_limits_it():
+    looks = running({"limits": {"workspace": "15Gi"}})
+    assert ask(looks, "20Gi") == 0
+    assert message(looks) == (
+        "spec.workspace.size: spec.workspace.size is 20Gi; profile shared allows at most 15Gi"
+        " (limits.workspace), so the volume stays as it is [over-limit] fix: lower size to 15Gi,"
+        " or ask who runs the cluster"
+    )
+    assert ask(looks, "15Gi") == 1
+    assert (stored(looks), message(looks)) == ("15Gi", "")
