@@ -14,12 +14,14 @@ VERBS = {
     "validate": ("finetune_cli.validate", "check a job file, and its data with --data"),
     "explain": ("finetune_cli.explain", "show every value of a job and where it comes from"),
     "watch": ("finetune_cli.watch", "follow a job that runs"),
+    "logs": ("finetune_cli.logs", "show what the processes of a job print"),
+    "retry": ("finetune_cli.retry", "let a failed job of a cluster try again"),
     "version": ("finetune_cli.version", "print versions"),
 }
 """Verb to the module that knows it and to what it does. A module has ``add_parser(subparsers)``
 and ``main(arguments) -> int``; only the module of the verb at hand is imported."""
 
-_EXTRAS = {"rich": "cli", "ruamel": "cli", "kubernetes": "operator", "kopf": "operator"}
+_EXTRAS = {"rich": "cli", "ruamel": "cli", "kubernetes": "cli", "kopf": "operator"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +54,8 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, ModuleType]:
     """Return the arguments and the module of the verb; leaves with 2 where they are wrong."""
     verb = next((word for word in words if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(
-        prog="finetune", description="Fine-tune models from one short FineTuneJob file."
+        prog="kubectl finetune" if _by_kubectl() else "finetune",
+        description="Fine-tune models from one short FineTuneJob file.",
     )
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     loaded: ModuleType | None = None
@@ -65,6 +68,10 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, ModuleType]:
     arguments = parser.parse_args(words)
     assert loaded is not None  # parse_args refuses a verb that is not in the table
     return arguments, loaded
+
+
+def _by_kubectl() -> bool:
+    return os.path.basename(sys.argv[0]) == "kubectl-finetune"  # noqa: PTH119
 
 
 if __name__ == "__main__":
