@@ -62,7 +62,7 @@ def test_pid_1_reaps_passes_signals_on_and_keeps_the_exit_code(tmp_path: Path) -
     """Run as PID 1 of a PID namespace, with an orphan that ends before the child does."""
     code = f"""
 import os, sys, time, signal
-from finetune_trainer.supervisor import become_init
+from finetune_trainer.start import become_init
 assert os.getpid() == 1
 become_init()
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -25,10 +25,6 @@ from finetune_trainer.errors import StageError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; return its exit code (``finetune_api.exit_codes``)."""
     options = _parser().parse_args(arguments)
-    if os.getpid() == 1:
-        from finetune_trainer.supervisor import become_init
-
-        become_init()
     stage: Stage = options.stage
     config: StageConfig | None = None
     try:

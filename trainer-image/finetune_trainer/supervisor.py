@@ -35,33 +35,6 @@ NAME_WAIT = 600.0
 PRELOAD = "FINETUNE_PRELOAD_DEEPSPEED"
 
 
-def become_init() -> None:
-    """As PID 1: fork, let the child do the work, and here pass signals on and reap orphans.
-
-    Returns in the child alone.
-    """
-    child = os.fork()
-    if child == 0:
-        return
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        try:
-            os.kill(child, number)
-        except ProcessLookupError:
-            return
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
-        signal.signal(number, pass_on)
-    while True:
-        try:
-            pid, status = os.waitpid(-1, 0)
-        except InterruptedError:
-            continue
-        if pid == child:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(128 - code if code < 0 else code)
-
-
 class Forwarder:
     """Passes a signal on to every rank, once each, as soon as the rank can hear it.
 
