@@ -15,6 +15,7 @@ from harness.operator_driver import (
     Watched,
     make_namespace,
     operator,
+    operator_token,
     status_of,
     wait_for,
 )
@@ -120,7 +121,7 @@ def test_killed_before_and_after_every_write_a_job_ends_as_undisturbed(
     It is killed before the API server sees a write, and the next one after that write was stored
     and before the answer comes: each write of the life is met in both ways.
     """
-    proxy = ApiProxy(api, tmp_path)
+    proxy = ApiProxy(api, tmp_path, operator_token(api, namespace))
     forks = Forks(proxy.kubeconfig, tmp_path / "operator.log")
     cuts = []
 
@@ -206,7 +207,7 @@ def test_at_rest_nothing_is_written_and_an_outage_and_a_second_operator_change_n
     def phase():
         return status_of(api, namespace, "bot").get("phase")
 
-    proxy = ApiProxy(api, tmp_path)
+    proxy = ApiProxy(api, tmp_path, operator_token(api, namespace))
     flags = ["--progress-seconds", "1", "--unreachable-seconds", "1"]
     one = operator(proxy.kubeconfig, namespace, tmp_path / "one.log", *flags)
     other = operator(proxy.kubeconfig, namespace, tmp_path / "other.log", *flags)

@@ -24,11 +24,12 @@ _HOPS = {"connection", "transfer-encoding", "content-encoding", "content-length"
 
 
 class ApiProxy:
-    """Listens on this machine without encryption; what it forwards is sent as the administrator."""
+    """Listens on this machine without encryption; what it forwards is sent with this token."""
 
-    def __init__(self, api: Api, folder: Path) -> None:
+    def __init__(self, api: Api, folder: Path, token: str) -> None:
         """Start listening, in a thread."""
         self._api = api
+        self._token = token
         self.writes: list[str] = []
         self.created: set[str] = set()
         self.passed: list[str] = []
@@ -77,7 +78,6 @@ class ApiProxy:
 
     async def _listen(self) -> tuple[web.AppRunner, aiohttp.ClientSession]:
         context = ssl.create_default_context(cafile=str(self._api.authority))
-        context.load_cert_chain(self._api.identity.certificate, self._api.identity.key)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=context, limit=0),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -105,7 +105,7 @@ class ApiProxy:
         if when == "before":
             return self._cut_off(request)
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOPS}
-        headers.pop("Authorization", None)
+        headers["Authorization"] = f"Bearer {self._token}"
         url = f"https://127.0.0.1:{self._api.port}{request.rel_url}"
         async with self._session.request(
             request.method, url, data=body or None, headers=headers

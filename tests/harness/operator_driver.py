@@ -1,7 +1,8 @@
-"""The operator as a process, and a namespace for it to work in."""
+"""The operator as a process under its own service account, and a namespace for it to work in."""
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness import chart
+from harness.certificates import Pair
 from harness.control_plane import Api, ApiError
 from harness.processes import Process, free_port, start
 
@@ -29,12 +32,58 @@ def make_namespace(api: Api, name: str) -> str:
     return name
 
 
+def release_for(namespaces: str) -> str:
+    """Return the release whose operator serves these namespaces, separated by commas.
+
+    Each set has one of its own, so that the rights of two operators never mix.
+    """
+    return f"{chart.RELEASE}-{hashlib.sha256(namespaces.encode()).hexdigest()[:8]}"
+
+
+def user_for(namespaces: str) -> str:
+    """Return the name that the audit log has for the operator of these namespaces."""
+    return chart.user_of(release_for(namespaces))
+
+
+def operator_token(api: Api, namespaces: str) -> str:
+    """Return a token of a service account that has the chart's rights in these namespaces.
+
+    No namespace: the rights of an operator that serves all of them.
+    """
+    release = release_for(namespaces)
+    chart.grant(api, [name for name in namespaces.split(",") if name], release)
+    return chart.token(api, release)
+
+
+def own_kubeconfig(kubeconfig: Path, namespaces: str, folder: Path) -> Path:
+    """Return the operator's own kubeconfig, made with the administrator's.
+
+    One that is not the administrator's, such as a proxy's, is returned as it is.
+    """
+    config = json.loads(kubeconfig.read_text())
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    certificate = Path(user.get("client-certificate", ""))
+    if certificate.stem != "admin":
+        return kubeconfig
+    port = int(cluster["server"].rpartition(":")[2])
+    authority = Path(cluster["certificate-authority"])
+    api = Api(port, authority, Pair(certificate, Path(user["client-key"])))
+    config["users"][0]["user"] = {"token": operator_token(api, namespaces)}
+    path = folder / f"{release_for(namespaces)}.kubeconfig"
+    path.write_text(json.dumps(config))
+    return path
+
+
 def start_operator(kubeconfig: Path, namespace: str, log: Path, *flags: str) -> Process:
-    """Start the operator for one namespace; its log is in the file."""
+    """Start the operator for one namespace, or several with commas; its log is in the file.
+
+    With the administrator's kubeconfig it runs as its service account, with the chart's rights.
+    """
+    own = own_kubeconfig(kubeconfig, namespace, log.parent)
     command = [sys.executable, "-m", "finetune_operator.main", "--namespaces", namespace]
     command += ["--trainer-image", IMAGE, "--probe-address", "127.0.0.1"]
     command += ["--probe-port", str(free_port()), "--relist-seconds", "5", "--workers", "2", *flags]
-    environment = {"KUBECONFIG": str(kubeconfig), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"KUBECONFIG": str(own), "PYTHONDONTWRITEBYTECODE": "1"}
     return start("operator", command, log, {**os.environ, **environment})
 
 
