@@ -68,7 +68,7 @@ def is_news(before: Progress | None, after: Progress) -> bool:
 
 
 class Puller:
-    """Reads each job at most once in an interval, and all of them at a bounded rate."""
+    """Reads each job once in an interval while its pod answers, and all of them at a bounded rate."""
 
     def __init__(
         self,
@@ -87,6 +87,8 @@ class Puller:
         self._clock = clock
         self._next = 0.0
         self._asked: OrderedDict[str, float] = OrderedDict()
+        self._sources: dict[str, Source] = {}
+        self._again: dict[str, asyncio.TimerHandle] = {}
         self._known: OrderedDict[str, Progress] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
@@ -96,15 +98,19 @@ class Puller:
         return self._known.get(job_uid)
 
     def want(self, source: Source) -> None:
-        """Read the progress of a running job soon, unless it was read lately."""
+        """Read the progress of a running job soon, unless it was read lately; then once an interval.
+
+        A pod that does not answer is not asked again until it is wanted again.
+        """
         now = self._clock()
+        self._sources[source.job_uid] = source
         if now - self._asked.get(source.job_uid, float("-inf")) < self._every:
             return
-        self._asked[source.job_uid] = now
+        at = max(now, self._next)
+        self._asked[source.job_uid] = at
         self._asked.move_to_end(source.job_uid)
         while len(self._asked) > REMEMBERED:
-            self._asked.popitem(last=False)
-        at = max(now, self._next)
+            self._drop(next(iter(self._asked)))
         self._next = at + self._gap
         task = asyncio.ensure_future(self._pull(source, at - now))
         self._tasks.add(task)
@@ -113,10 +119,35 @@ class Puller:
     def forget(self, job_uid: str) -> None:
         """Drop what is known of a job that is gone, or that has ended."""
         self._known.pop(job_uid, None)
+        self._drop(job_uid)
+
+    def _drop(self, job_uid: str) -> None:
         self._asked.pop(job_uid, None)
+        self._sources.pop(job_uid, None)
+        timer = self._again.pop(job_uid, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _arm(self, job_uid: str) -> None:
+        """Ask again after an interval, unless the job was let go of in the meantime."""
+        if job_uid not in self._sources:
+            return
+        timer = self._again.pop(job_uid, None)
+        if timer is not None:
+            timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._again[job_uid] = loop.call_later(self._every, self._once_more, job_uid)
+
+    def _once_more(self, job_uid: str) -> None:
+        self._again.pop(job_uid, None)
+        source = self._sources.get(job_uid)
+        if source is not None:
+            self.want(source)
 
     async def close(self) -> None:
         """End what is under way."""
+        for timer in self._again.values():
+            timer.cancel()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -129,6 +160,7 @@ class Puller:
         if body is None:
             metrics.PULLS.labels("unreachable").inc()
             return
+        self._arm(source.job_uid)
         before = self._known.get(source.job_uid)
         found = accepted(body, source, before)
         if found is None:

@@ -113,6 +113,40 @@ def test_a_pod_is_asked_once_in_an_interval_and_news_is_told():
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
+def test_a_pod_that_answers_is_asked_again_by_itself_and_one_that_does_not_is_left_alone():
+    async def run():
+        asked = []
+
+        async def answer(request):
+            asked.append(request.path)
+            return web.json_response(progress(step=len(asked)).to_json())
+
+        app = web.Application()
+        app.router.add_get("/progress", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        told = []
+        puller = Puller(told.append, every=0.05, rate=1000.0, port=runner.addresses[0][1])
+        puller.want(SOURCE)
+        while len(asked) < 3:
+            await asyncio.sleep(0.01)
+        puller.forget("uid-1")
+        await asyncio.gather(*puller._tasks)
+        number = len(asked)
+        await asyncio.sleep(0.2)
+        assert len(asked) == number == len(told), "a job that is over is not asked"
+        puller.want(SOURCE)
+        await asyncio.gather(*puller._tasks)
+        await runner.cleanup()
+        await asyncio.sleep(0.2)
+        assert not puller._again, "a pod that does not answer is not asked until it is wanted"
+        await puller.close()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
 # Pods that go
 
 
