@@ -21,6 +21,7 @@ from finetune_operator.backend import (
     prepare_or_publish,
     remains,
 )
+from finetune_operator.endings import container_status
 from finetune_operator.gang import members
 from finetune_operator.kube import (
     BATCH_JOBS,
@@ -36,7 +37,7 @@ from finetune_operator.kube import (
     uid_of,
 )
 from finetune_operator.observed import ChildState, Kinds, Observed, Waiting, WorkspaceState
-from finetune_operator.ownership import owned_by
+from finetune_operator.ownership import owned_by, with_owner
 from finetune_operator.progress import Puller, Source
 from finetune_operator.queue import Key
 from finetune_operator.render.claims import claim_of
@@ -102,6 +103,8 @@ class Observer:
         pods = await self.kube.list(PODS, job.namespace, f"{LABEL_UID}={job.uid}")
         there = {uid_of(pod) for pod in pods}
         gone = [pod for pod in self.seen.of_job(job.uid) if uid_of(pod) not in there]
+        pods = [with_owner(pod, children, status.child) for pod in pods]
+        gone = [with_owner(pod, children, status.child) for pod in gone]
         states = [await self._state(child, pods, gone, status) for child in children]
         states += _remains(children, pods, gone, status, job.spec.resources.nodes)
         space, around = await self._workspace(accepted, status)
@@ -155,7 +158,15 @@ class Observer:
         address = look(first[-1].pod, "status", "podIP") if first else None
         if not isinstance(address, str) or not address:
             return None
-        return Source(key, accepted.job.uid, status.attempt, address)
+        container = container_status(first[-1].pod).get("name")
+        return Source(
+            key,
+            accepted.job.uid,
+            status.attempt,
+            address,
+            pod=str(look(first[-1].pod, "metadata", "name") or ""),
+            container=container if isinstance(container, str) else "",
+        )
 
     def forget_pods(self, uid: str) -> None:
         """Let go of the pods of a job that is gone or has ended."""

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from finetune_operator.kube import Conflict, Object, Resource, is_ending, resource_of
+from finetune_api.names import LABEL_MANAGED_BY, MANAGED_BY
+from finetune_api.status import Child
+from finetune_operator.kube import (
+    FINETUNE_JOBS,
+    Conflict,
+    Object,
+    Resource,
+    is_ending,
+    owner_of,
+    resource_of,
+)
 
 
 class Creator(Protocol):
@@ -31,16 +41,24 @@ class Creator(Protocol):
 class NameTaken(Exception):
     """An object of this name exists that is not the job's, or that is going."""
 
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        """Say what is in the way, and what to do."""
+    def __init__(self, body: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        """Say what is in the way of what was wanted, and what to do."""
         what = f"{body['kind']} {body['metadata']['name']}"
-        self.ending = is_ending(body)
-        self.message = (
-            f"{what} is being removed; its name is needed"
-            if self.ending
-            else f"{what} exists and is not this job's; remove it, or give the job another name"
-        )
+        if is_ending(body):
+            self.message = f"{what} is being removed; its name is needed"
+        elif _job_names(body) & _job_names(wanted):
+            self.message = f"{what} belongs to an earlier job of this name and goes with it"
+        else:
+            self.message = (
+                f"{what} exists and is not this job's; remove it, or give the job another name"
+            )
         super().__init__(self.message)
+
+
+def _job_names(body: Mapping[str, Any]) -> set[Any]:
+    """Return the names of the jobs that an object belongs to."""
+    owners = (body.get("metadata") or {}).get("ownerReferences") or ()
+    return {owner.get("name") for owner in owners if owner.get("kind") == FINETUNE_JOBS.kind}
 
 
 def owned_by(body: Mapping[str, Any], uid: str) -> bool:
@@ -63,7 +81,7 @@ async def create_owned(kube: Creator, body: Object, uid: str) -> Object:
             if found is None:
                 continue
             if not owned_by(found, uid) or is_ending(found):
-                raise NameTaken({**found, "kind": body["kind"]}) from None
+                raise NameTaken({**found, "kind": body["kind"]}, body) from None
             return found
     raise Conflict(409, f"{body['kind']} {body['metadata']['name']} comes and goes")
 
@@ -78,3 +96,31 @@ async def create_exactly(kube: Creator, body: Object, uid: str) -> Object:
         await kube.delete(found)
         found = await create_owned(kube, body, uid)
     return found
+
+
+def with_owner(pod: Object, children: Sequence[Object], current: Child | None) -> Object:
+    """Return a pod whose child was deleted without it as if that child still owned it.
+
+    Its process runs on, and nothing else may start beside it. Labels alone make no pod ours: its
+    name has to be one that the controller of that child gave it, and that child has to be gone.
+    """
+    metadata = pod.get("metadata") or {}
+    labels = metadata.get("labels") or {}
+    found = [(labels[label], kind) for label, kind in _CHILD_LABELS.items() if labels.get(label)]
+    if owner_of(pod) or not found or labels.get(LABEL_MANAGED_BY) != MANAGED_BY:
+        return pod
+    name, kind = found[0]
+    if name in {child["metadata"]["name"] for child in children}:
+        return pod
+    if not str(metadata.get("name")).startswith(f"{name}-"):
+        return pod
+    known = current.uid if current is not None and current.name == name else ""
+    owner = {"kind": kind, "name": name, "uid": known or f"gone/{name}", "controller": True}
+    return {**pod, "metadata": {**metadata, "ownerReferences": [owner]}}
+
+
+_CHILD_LABELS = {
+    "batch.kubernetes.io/job-name": "Job",
+    "training.kubeflow.org/job-name": "PyTorchJob",
+}
+"""Labels with which the controllers name a pod's child."""

@@ -187,6 +187,10 @@ class PodPlayer:
         """Do what the controller of this kind does."""
         metadata = child["metadata"]
         if "deletionTimestamp" in metadata:
+            if "orphan" in metadata.get("finalizers", ()):
+                self._orphan(pods)
+                self._drop_finalizers(kind, child)
+                return
             for pod in pods:
                 self._end_pod(pod)
             if not pods:
@@ -372,6 +376,12 @@ class PodPlayer:
             )
         options = {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}
         self.api.request("DELETE", path, {"apiVersion": "v1", "kind": "DeleteOptions", **options})
+
+    def _orphan(self, pods: list[Object]) -> None:
+        for pod in pods:
+            path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}"
+            patch = {"metadata": {"uid": pod["metadata"]["uid"], "ownerReferences": None}}
+            self.api.request("PATCH", path, patch, "application/merge-patch+json")
 
     def _drop_finalizers(self, kind: Kind, child: Object) -> None:
         patch = {"metadata": {"uid": child["metadata"]["uid"], "finalizers": None}}

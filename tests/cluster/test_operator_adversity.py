@@ -1,0 +1,147 @@
+"""What users, tenants and clusters do to a job while it lives, on a real API server.
+
+The pods are played. Jobs that wait for the same time (a back-off of ten seconds) wait side by side.
+"""
+
+import time
+
+import pytest
+
+from harness.jobs import Jobs, playing
+from harness.operator_driver import make_namespace, operator, wait_for
+from harness.pod_player import PodPlayer, Run
+
+QUICK = ["--unreachable-seconds", "1", "--progress-seconds", "1"]
+
+
+@pytest.fixture
+def jobs(api, definitions, request):
+    del definitions
+    name = request.node.name.replace("_", "-")[-40:].strip("-")
+    return Jobs(api, make_namespace(api, name))
+
+
+def first_try_of(held):
+    """The first try of one stage goes on until it is told to end; all else ends well at once."""
+    return lambda stage, attempt, node: Run(forever=stage == held and attempt == 1)
+
+
+def folder_of(name, uid):
+    return f"{name}-{uid.replace('-', '')[:8]}"
+
+
+def taken(jobs, name, kind):
+    return jobs.condition(name, kind)[:2] == ("False", "NameTaken")
+
+
+def test_made_again_under_its_name_it_is_another_job(plane, api, jobs, tmp_path):
+    """Deleted and made again while it prepares, while it trains, and after its success."""
+    names = ("early", "middle", "late")
+    player = PodPlayer(
+        api,
+        jobs.namespace,
+        scripts={"early": first_try_of("prepare"), "middle": first_try_of("train")},
+    )
+    log = tmp_path / "operator.log"
+    with playing(player), operator(plane.kubeconfig, jobs.namespace, log, *QUICK) as process:
+        old = {name: jobs.submit(name) for name in names}
+        wait_for(lambda: jobs.phase("early") == "Preparing", process)
+        wait_for(lambda: jobs.phase("middle") == "Running", process)
+        wait_for(lambda: jobs.outcome("late"), process)
+        player.scripts.clear()
+        for name in names:
+            jobs.delete("finetunejobs", name)
+        new = {name: jobs.submit(name) for name in names}
+        # Nobody has removed yet what the old jobs owned.
+        wait_for(lambda: taken(jobs, "early", "Prepared"), process)
+        wait_for(lambda: taken(jobs, "middle", "Running"), process)
+        wait_for(lambda: taken(jobs, "late", "Running"), process)
+        in_the_way = jobs.condition("early", "Prepared")[2]
+        kept = {
+            child: jobs.find("jobs", child)["metadata"]["ownerReferences"][0]["uid"]
+            for child in ("early-prepare", "middle-1", "late-publish")
+        }
+        player.collects = True
+        for name in names:
+            wait_for(lambda name=name: jobs.outcome(name), process)
+        counted = {name: jobs.counted(name) for name in names}
+        events = {name: jobs.said(new[name], "WorkspaceReused") for name in names}
+        outputs = {name: jobs.status(name)["output"]["uri"] for name in names}
+        pods = api.get(jobs.path("pods"))["items"]
+
+    assert kept == {
+        "early-prepare": old["early"],
+        "middle-1": old["middle"],
+        "late-publish": old["late"],
+    }
+    assert in_the_way == (
+        "ConfigMap early-prepare-config belongs to an earlier job of this name and goes with it"
+    )
+    assert counted == dict.fromkeys(names, ("Succeeded", 1, 0, 0))
+    for name in names:
+        folder = folder_of(name, old[name])
+        assert events[name] == [f"the claim holds the folder of an earlier job too: {folder}"]
+        assert outputs[name] == f"pvc://{name}-workspace/{folder_of(name, new[name])}/output"
+    folders = {
+        mount["subPath"]
+        for pod in pods
+        for mount in pod["spec"]["containers"][0]["volumeMounts"]
+        if "subPath" in mount
+    }
+    assert folders == {folder_of(name, new[name]) for name in names}
+
+
+def test_a_child_that_somebody_deletes_is_no_failure(plane, api, jobs, tmp_path):
+    """Each way of deleting a child or its pod, in each stage: the work goes on."""
+    held = {
+        "background": "train",
+        "foreground": "train",
+        "orphaned": "train",
+        "podless": "train",
+        "reading": "prepare",
+        "merging": "publish",
+    }
+    scripts = {name: first_try_of(stage) for name, stage in held.items()}
+    player = PodPlayer(api, jobs.namespace, scripts=scripts)
+    log = tmp_path / "operator.log"
+    with playing(player), operator(plane.kubeconfig, jobs.namespace, log, *QUICK) as process:
+        for name in held:
+            jobs.submit(name)
+        for name, stage in held.items():
+            phase = {"train": "Running", "prepare": "Preparing", "publish": "Publishing"}[stage]
+            wait_for(lambda name=name, phase=phase: jobs.phase(name) == phase, process)
+        wait_for(lambda: "reading-prepare-0-abcde" in player.made, process)
+        wait_for(lambda: "merging-publish-0-abcde" in player.made, process)
+        time.sleep(1)
+        jobs.delete("jobs", "background-1")
+        jobs.delete("jobs", "foreground-1", "Foreground")
+        jobs.delete("jobs", "orphaned-1", "Orphan")
+        jobs.delete("pods", "podless-1-0-abcde")
+        jobs.delete("jobs", "reading-prepare")
+        jobs.delete("jobs", "merging-publish")
+        wait_for(lambda: jobs.find("jobs", "orphaned-1") is None, process)
+        time.sleep(12)  # longer than any back-off of a second attempt
+        orphan = jobs.find("pods", "orphaned-1-0-abcde")
+        beside = [name for name in player.made if name.startswith("orphaned-2")]
+        del player.scripts["orphaned"]
+        for name in held:
+            wait_for(lambda name=name: jobs.outcome(name), process)
+        counted = {name: jobs.counted(name) for name in held}
+        causes = {name: jobs.causes(name) for name in held}
+
+    assert orphan is not None
+    assert "ownerReferences" not in orphan["metadata"]
+    assert beside == []
+    assert counted == {
+        "background": ("Succeeded", 2, 0, 1),
+        "foreground": ("Succeeded", 2, 0, 1),
+        # Its process went on without its child, and reached its end.
+        "orphaned": ("Succeeded", 1, 0, 0),
+        "podless": ("Succeeded", 2, 0, 1),
+        "reading": ("Succeeded", 1, 0, 1),
+        "merging": ("Succeeded", 1, 0, 1),
+    }
+    assert causes["background"] == [("Preempted", 30)]
+    assert causes["foreground"] == [("Preempted", 30)]
+    assert causes["podless"] == [("Preempted", 30)]
+    assert player.most_alive == dict.fromkeys(held, 1)
