@@ -252,6 +252,29 @@ class Kube:
         self._kinds[key] = (time.monotonic(), known)
         return known
 
+    async def log(
+        self, namespace: str, pod: str, container: str, *, lines: int, limit: int
+    ) -> bytes:
+        """Read the end of a container's log: so many lines, and never more bytes than ``limit``."""
+        query = {"container": container, "tailLines": str(lines), "limitBytes": str(limit)}
+        query = {name: text for name, text in query.items() if text}
+        path = PODS.path(namespace, pod, "log")
+        session = await self._connected()
+        try:
+            async with session.get(f"{self._server}{path}?{urlencode(query)}") as answer:
+                found = b""
+                async for chunk in answer.content.iter_chunked(16 * 1024):
+                    found += chunk
+                    if len(found) >= limit:
+                        break
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(0, f"no answer to GET {path}: {error!r}") from error
+        found = found[:limit]
+        if answer.status >= 400:
+            text = found.decode(errors="replace")
+            raise _error(answer.status, _parsed(text), text, None)
+        return found
+
     async def _ask(
         self,
         method: str,

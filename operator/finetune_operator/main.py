@@ -30,6 +30,7 @@ from finetune_operator.log_lines import ATTEMPT, JOB, set_up
 from finetune_operator.observe import Observer
 from finetune_operator.optional_watch import OptionalWatch
 from finetune_operator.progress import Puller
+from finetune_operator.progress_log import LogReader
 from finetune_operator.queue import Key, Queue, Schedule
 from finetune_operator.settings import Settings, instance, kopf_settings, read_settings
 from finetune_operator.watch import LastSeen, children_registry, make_registry
@@ -54,7 +55,10 @@ class Operator:
         acceptance = Acceptance(self.kube, self.profiles, settings.trainer_image)
         self.seen = LastSeen()
         self.puller = Puller(
-            self.queue.add, every=settings.progress_seconds, rate=settings.progress_per_second
+            self.queue.add,
+            every=settings.progress_seconds,
+            rate=settings.progress_per_second,
+            instead=LogReader(self.kube).read if settings.progress_from_logs else None,
         )
         self.worker = Worker(
             kube=self.kube,

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import aiohttp
@@ -34,6 +34,8 @@ class Source:
     attempt: int
     address: str
     """Of rank 0's pod."""
+    pod: str = ""
+    container: str = ""
 
 
 def accepted(body: bytes, source: Source, before: Progress | None) -> Progress | None:
@@ -78,13 +80,18 @@ class Puller:
         rate: float = 20.0,
         port: int = PROGRESS_PORT,
         clock: Callable[[], float] = time.monotonic,
+        instead: Callable[[Source, Progress | None], Awaitable[Progress | None]] | None = None,
     ) -> None:
-        """Call ``found`` when a job has something new to tell."""
+        """Call ``found`` when a job has something new to tell.
+
+        ``instead`` is asked where a pod cannot be reached, with what is known of the job so far.
+        """
         self._found = found
         self._every = every
         self._gap = 1.0 / rate
         self._port = port
         self._clock = clock
+        self._instead = instead
         self._next = 0.0
         self._asked: OrderedDict[str, float] = OrderedDict()
         self._sources: dict[str, Source] = {}
@@ -157,17 +164,20 @@ class Puller:
     async def _pull(self, source: Source, delay: float) -> None:
         await asyncio.sleep(delay)
         body = await self._read(source)
-        if body is None:
-            metrics.PULLS.labels("unreachable").inc()
-            return
-        self._arm(source.job_uid)
         before = self._known.get(source.job_uid)
-        found = accepted(body, source, before)
-        if found is None:
-            metrics.PULLS.labels("refused").inc()
-            log.warning("what %s says of its progress is not valid", source.key)
-            return
-        metrics.PULLS.labels("read").inc()
+        if body is None:
+            found = await self._instead(source, before) if self._instead else None
+            metrics.PULLS.labels("unreachable" if found is None else "log").inc()
+            if found is None:
+                return
+            self._arm(source.job_uid)
+        else:
+            self._arm(source.job_uid)
+            found = accepted(body, source, before)
+            metrics.PULLS.labels("refused" if found is None else "read").inc()
+            if found is None:
+                log.warning("what %s says of its progress is not valid", source.key)
+                return
         if not is_news(before, found):
             return
         self._known[source.job_uid] = found

@@ -37,6 +37,8 @@ class Settings(Document):
     """How often a job's progress is read, and written if its step has moved."""
     progress_per_second: float = Field(default=20.0, gt=0)
     """Progress of all jobs together that is read and written in a second."""
+    progress_from_logs: bool = True
+    """Read the end of a pod's log where its progress cannot be reached; needs get on pods/log."""
     restarts_at_once: int = Field(default=50, ge=1)
     """Jobs whose next attempt may be starting at the same time."""
     unreachable_seconds: float = Field(default=30.0, gt=0)

@@ -17,6 +17,12 @@
   resources: [pods]
   # delete: the pods of a child that is gone; never by force
   verbs: [list, watch, delete]
+{{- if ne (toString .Values.settings.progressFromLogs) "false" }}
+- apiGroups: [""]
+  resources: [pods/log]
+  # the last lines of a job's first pod, where the network keeps the operator from the pod
+  verbs: [get]
+{{- end }}
 - apiGroups: [""]
   resources: [configmaps, services]
   verbs: [get, create, delete]

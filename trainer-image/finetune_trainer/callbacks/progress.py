@@ -119,6 +119,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         )
         camel = {_camel(name): value for name, value in values.items() if value is not None}
         self._line({"step": state.global_step, **camel})
+        saved = self.progress.checkpoint
         self._log(
             {
                 "event": "progress",
@@ -126,6 +127,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                 "totalSteps": state.max_steps,
                 **camel,
                 "etaSeconds": self.progress.eta_seconds,
+                # The operator reads this line where it cannot reach the process.
+                **({} if saved is None else {"checkpoint": saved.to_json()}),
             }
         )
 
