@@ -47,7 +47,7 @@ TINY: dict[str, Any] = {
         "learningRate": 1e-3,
         "globalBatchSize": 4,
         "microBatchSize": 1,
-        "loggingSteps": 10,
+        "loggingSteps": 1,
         "maxSteps": 60,
         "epochs": 1000,
     },
@@ -99,14 +99,31 @@ class Kept:
         places = ((int(p.parts[-3]), int(p.parts[-2].removeprefix("step-"))) for p in found)
         return [f"{claim}/step-{step}" for claim, step in sorted(places)]
 
-    def trained(self) -> dict[int, str]:
-        """Step to the digest of the ids of its rows; of a step trained twice, the last time."""
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the metrics, in order; one that a kill cut short is no line."""
         try:
             lines = self.layout.metrics.read_text(encoding="utf-8").split("\n")[:-1]
         except FileNotFoundError:
-            return {}
-        rows = (json.loads(line) for line in lines)
-        return {row["step"]: row["samples"] for row in rows if "samples" in row}
+            return []
+        found = []
+        for line in lines:
+            try:
+                found.append(dict(json.loads(line)))
+            except ValueError:
+                continue
+        return found
+
+    def losses(self) -> dict[int, float]:
+        """The loss of each logged step; of a step trained twice, the last time."""
+        return {row["step"]: row["loss"] for row in self.metrics() if "loss" in row}
+
+    def steps(self, claim: int) -> list[int]:
+        """The steps that a claim logged."""
+        return [row["step"] for row in self.metrics() if row["claim"] == claim and "loss" in row]
+
+    def manifest(self, checkpoint: str) -> dict[str, Any]:
+        """The manifest of a checkpoint (``1/step-20``)."""
+        return self._json(self.layout.checkpoints / checkpoint / "manifest.json")
 
     def adapter(self) -> dict[str, str]:
         """SHA-256 by name of every file of weights of the published adapter."""
