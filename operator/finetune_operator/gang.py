@@ -91,6 +91,8 @@ def state(facts: Facts, found: Sequence[Member], events: Sequence[Object] = ()) 
         ran=_ran(facts.processes, newest),
         waiting=_waiting(facts, live, running, ends, events),
         stopped_at=_stopped_at(facts, live),
+        withdrawn=facts.suspended and not facts.finished and not live and bool(ends),
+        held=facts.suspended and not facts.finished and not facts.queue,
         platform_status=facts.word,
     )
 

@@ -66,6 +66,10 @@ class ChildState:
     waiting: Waiting | None = None
     stopped_at: datetime | None = None
     """When it was told to end."""
+    withdrawn: bool = False
+    """Its processes were ended because it was suspended from outside, and none is left."""
+    held: bool = False
+    """It is suspended, and not by a queue: who did that lets it go on."""
     platform_status: str = ""
     """The child's own word for its state."""
 

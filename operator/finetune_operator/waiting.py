@@ -73,7 +73,9 @@ _UNSCHEDULABLE = (
 
 def queued(queue: str) -> Waiting:
     """Return what a child waits for that was not admitted yet."""
-    return Waiting("Queued", f"waiting to be admitted by queue {queue}" if queue else "suspended")
+    if queue:
+        return Waiting("Queued", f"waiting to be admitted by queue {queue}")
+    return Waiting("SuspendedByOthers", "somebody else has suspended it")
 
 
 def why(pods: Pods, expected: int, child_uid: str, events: Pods = ()) -> Waiting | None:

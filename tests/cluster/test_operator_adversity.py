@@ -145,3 +145,50 @@ def test_a_child_that_somebody_deletes_is_no_failure(plane, api, jobs, tmp_path)
     assert causes["foreground"] == [("Preempted", 30)]
     assert causes["podless"] == [("Preempted", 30)]
     assert player.most_alive == dict.fromkeys(held, 1)
+
+
+def test_a_suspend_that_is_not_ours_is_never_reverted(plane, api, jobs, tmp_path):
+    """A queue takes its room back: a new child asks for it. A hand suspends: only it lets go on."""
+    queue = {"kueue.x-k8s.io/queue-name": "gpus"}
+    player = PodPlayer(api, jobs.namespace, first_try_of("train"))
+    log = tmp_path / "operator.log"
+
+    def suspend(child, value):
+        jobs.change("jobs", child, {"spec": {"suspend": value}})
+
+    def suspended(child):
+        found = jobs.find("jobs", child)
+        return found and found["spec"]["suspend"]
+
+    with playing(player), operator(plane.kubeconfig, jobs.namespace, log, *QUICK) as process:
+        jobs.submit("queued", labels=queue)
+        jobs.submit("paused")
+        wait_for(lambda: jobs.phase("queued") == "Queued", process)
+        waits = jobs.condition("queued", "Queued")
+        suspend("queued-1", False)
+        for name in ("queued", "paused"):
+            wait_for(lambda name=name: jobs.phase(name) == "Running", process)
+            suspend(f"{name}-1", True)
+        wait_for(lambda: jobs.condition("paused", "Recovering")[0] == "True", process)
+        wait_for(lambda: suspended("queued-2"), process)
+        rests = jobs.condition("paused", "Recovering")
+        held = suspended("paused-1"), jobs.find("jobs", "paused-2")
+        suspend("queued-2", False)
+        suspend("paused-1", False)
+        for name in ("queued", "paused"):
+            wait_for(lambda name=name: jobs.outcome(name), process)
+
+    assert waits == ("True", "Queued", "waiting to be admitted by queue gpus")
+    assert rests == (
+        "True",
+        "SuspendedByOthers",
+        "paused-1 was suspended by somebody else; training goes on when it is let go on, or"
+        " deleted",
+    )
+    assert held == (True, None)
+    for name in ("queued", "paused"):
+        assert jobs.counted(name) == ("Succeeded", 2, 0, 1)
+        assert jobs.causes(name) == [("Preempted", 30)]
+        assert player.most_alive[name] == 1
+    assert suspended("queued-1") is None
+    assert suspended("paused-1") is None

@@ -77,7 +77,7 @@ def ended(s: Situation) -> Situation:
             return s
         return _after(s, of_class(ledger.stopping or "LostInfrastructure", s.now))
     lost_at = s.given_up(child)
-    if not child.over and (lost_at is None or s.now < lost_at):
+    if not child.over and not child.withdrawn and (lost_at is None or s.now < lost_at):
         return s
     cause = classify(s.stage, _all_ends(s, child))
     if cause is not None and ledger.stopping is not None and not cause.own_word:
@@ -300,6 +300,10 @@ def stragglers(s: Situation) -> Step | None:
     """
     for child in s.observed.strangers(s.ledger.child):
         lost_at = s.given_up(child)
+        if child.held:
+            text = f"{child.name} was suspended by somebody else; training goes on when it is"
+            text += " let go on, or deleted"
+            return Wait(None, "Recovering", "SuspendedByOthers", text)
         if lost_at is None or child.stopped_at is None:
             return Stop(child.name, "LostInfrastructure", "its try has ended", lost_at)
         if s.now < lost_at:
