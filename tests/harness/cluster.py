@@ -176,21 +176,22 @@ def cluster(
     Pods find ``images`` beside a busybox. A kubelet that is silent for ``node_grace`` seconds makes
     the node NotReady. Raises RuntimeError that says what to do where none can run.
     """
-    with _alone() as (folder, write):
+    with _alone():
         machine.check()
-        write(folder)
-        machine.record(folder)
-        running: list[Cluster] = []
+        began = time.monotonic()
+        folder = _new_folder()
+        started: list[Cluster] = []
         try:
-            began = time.monotonic()
-            running.append(_start_control_plane(folder))
-            _start(running[0], images, gpus, node_grace, _timed(say, began))
-            yield running[0]
+            started.append(_start_control_plane(folder))
+            _start(started[0], images, gpus, node_grace, _timed(say, began))
+            yield started[0]
         finally:
-            for one in running:
-                one.stop()
-            forget_certificate()
-            machine.restore(folder, _socket(folder))
+            try:
+                for one in started:
+                    one.stop()
+            finally:
+                forget_certificate()
+                machine.restore(folder, _socket(folder))
 
 
 def _timed(say: Say, began: float) -> Say:
@@ -198,40 +199,63 @@ def _timed(say: Say, began: float) -> Say:
 
 
 @contextmanager
-def _alone() -> Iterator[tuple[Path, Callable[[Path], None]]]:
+def _alone() -> Iterator[None]:
     """Hold the one place for a cluster on this machine; clear away what a killed one left."""
     cache().mkdir(parents=True, exist_ok=True)
-    note = cache() / "running.json"
     with (cache() / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(_taken(note)) from None
-        if note.is_file():
-            left = Path(json.loads(note.read_text())["folder"])
-            if (left / "machine.json").is_file():
-                forget_certificate()
-                machine.restore(left, _socket(left))
-            note.unlink()
-        folder = Path(tempfile.mkdtemp(prefix="finetune-cluster-"))
-
-        def write(path: Path) -> None:
-            note.write_text(json.dumps({"pid": os.getpid(), "folder": str(path)}))
-
+            raise RuntimeError(_taken()) from None
+        left = running()
+        if left and (left.folder / machine.RECORD).is_file():
+            forget_certificate()
+            machine.restore(left.folder, _socket(left.folder))
+        _note().unlink(missing_ok=True)
         try:
-            yield folder, write
+            yield
         finally:
-            if folder.exists() and not (folder / "machine.json").is_file():
-                folder.rmdir()
-            note.unlink(missing_ok=True)
+            _note().unlink(missing_ok=True)
 
 
-def _taken(note: Path) -> str:
+def clear() -> None:
+    """Remove what a cluster that was killed left; raises RuntimeError where one runs."""
+    with _alone():
+        pass
+
+
+@dataclass(frozen=True)
+class Running:
+    """Which cluster holds this machine: its process, and where its things lie."""
+
+    pid: int
+    folder: Path
+
+
+def running() -> Running | None:
+    """Return the cluster that runs, or was killed while it ran."""
     try:
-        facts = json.loads(note.read_text())
-        who = f"process {facts['pid']}, folder {facts['folder']}"
-    except (OSError, ValueError):
-        who = "it is just starting or stopping"
+        facts = json.loads(_note().read_text())
+        return Running(int(facts["pid"]), Path(facts["folder"]))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _note() -> Path:
+    return cache() / "running.json"
+
+
+def _new_folder() -> Path:
+    """Make the cluster's folder; from here on a killed cluster can be cleared away."""
+    folder = Path(tempfile.mkdtemp(prefix="finetune-cluster-"))
+    machine.record(folder)
+    _note().write_text(json.dumps({"pid": os.getpid(), "folder": str(folder)}))
+    return folder
+
+
+def _taken() -> str:
+    found = running()
+    who = f"process {found.pid}, folder {found.folder}" if found else "it is just starting"
     return (
         f"a cluster runs on this machine already ({who}), and there is room for one: "
         "stop it with make cluster-down, or wait for the tests that use it"

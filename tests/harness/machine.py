@@ -52,7 +52,8 @@ _FIXED = (
     "/etc/cni",
 )
 """Folders that the node's programs make whatever they are told."""
-_RECORD = "machine.json"
+RECORD = "machine.json"
+"""In a cluster's folder: how the machine was before."""
 
 
 def missing_packages() -> list[str]:
@@ -94,7 +95,7 @@ def record(folder: Path) -> None:
         "namespaces": sorted(network.pod_namespaces()),
         "tables": {command: sorted(network.tables(command)) for command in network.FAMILIES},
     }
-    (folder / _RECORD).write_text(json.dumps(found))
+    (folder / RECORD).write_text(json.dumps(found))
 
 
 def restore(folder: Path, socket: Path) -> None:
@@ -102,10 +103,13 @@ def restore(folder: Path, socket: Path) -> None:
 
     May be called again after it was cut short.
     """
-    found = json.loads((folder / _RECORD).read_text())
+    found = json.loads((folder / RECORD).read_text())
     _end_processes(socket)
     network.remove_namespaces(network.pod_namespaces() - set(found["namespaces"]))
     unmount_under(folder)
+    if held := [point for point in mount_points() if point.startswith(f"{folder}/")]:
+        # Whatever is mounted there may be somebody's data: nothing below is removed.
+        raise RuntimeError(f"cannot unmount {held}: the cluster in {folder} is not cleared away")
     network.remove(found["tables"])
     _remove_cgroups()
     for name, value in found["sysctls"].items():

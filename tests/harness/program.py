@@ -17,6 +17,7 @@ class Program:
     command: Sequence[str | Path]
     log: Path
     env: Mapping[str, str] | None = None
+    """In addition to this process's own."""
     process: Process | None = None
 
     def start(self) -> Process:

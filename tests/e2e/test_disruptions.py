@@ -1,0 +1,206 @@
+"""Eight ways to lose pods, to two jobs in mid-training: one is a PyTorchJob, the other an Indexed Job.
+
+Each costs one attempt and nothing else: no failure is counted, less than one cadence is trained
+again, the next attempt descends from the one that ended, and the adapter in the end is bit for bit
+that of the same job undisturbed.
+"""
+
+import os
+import signal
+import time
+
+import pytest
+
+from harness.disturbed import SPEC, Disturbed
+from harness.stage_config import merged
+from harness.tenant import processes_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+MAINTENANCE = "example.com/maintenance"
+TOLD = {"Preempted"}
+LOST = {"LostInfrastructure"}
+
+
+@pytest.fixture(scope="module")
+def kubeflow(tenant):
+    tenant.start("kubeflow", merged(SPEC, {"backend": "PyTorchJob"}))
+    return Disturbed(tenant, "kubeflow")
+
+
+@pytest.fixture(scope="module")
+def plain(tenant):
+    tenant.start("plain", merged(SPEC, {"backend": "Job"}))
+    return Disturbed(tenant, "plain")
+
+
+@pytest.fixture(scope="module")
+def hungry(tenant):
+    """A job of one pod whose memory is limited to a little more than it needs."""
+    spec = {
+        "training": {"maxSteps": 100_000},
+        "resources": {"memory": "1500Mi", "cpu": "1"},
+        "backend": "Job",
+        "checkpoint": {"everySteps": 1000},
+    }
+    tenant.start("hungry", spec)
+    return "hungry"
+
+
+def each_when_it_trains(disturbances):
+    """Disturb each job as soon as it trains; returns how it was then, by name."""
+    before = {}
+    jobs = {job.name: (job, how) for job, how in disturbances}
+    tenant = disturbances[0][0].tenant
+
+    def disturb():
+        for name, (job, how) in jobs.items():
+            if name not in before and (found := job.in_training()):
+                how(found)
+                before[name] = found
+        return len(before) == len(jobs)
+
+    tenant.wait(disturb, f"{' and '.join(jobs)} train", 200)
+    return before
+
+
+def evict(tenant, pod):
+    body = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": tenant.namespace},
+    }
+    tenant.api.create(f"/api/v1/namespaces/{tenant.namespace}/pods/{pod}/eviction", body)
+
+
+def delete(tenant, pod, *words):
+    tenant.kubectl("delete", "pod", pod, "--wait=false", *words)
+
+
+def test_a_pod_is_evicted_and_a_pod_is_deleted(tenant, hungry, kubeflow, plain):
+    del hungry
+    before = each_when_it_trains(
+        [
+            (kubeflow, lambda job: evict(tenant, job.names[1])),
+            (plain, lambda job: delete(tenant, job.names[0])),
+        ]
+    )
+    status = kubeflow.goes_on(before["kubeflow"], TOLD, together=True)
+    assert "EvictionByEvictionAPI" in status["lastFailure"]["message"]
+    status = plain.goes_on(before["plain"], TOLD, together=True)
+    assert status["lastFailure"]["exitCode"] == 143
+    assert status["lastFailure"]["code"] == "preempted"
+
+
+def test_a_container_that_uses_too_much_memory_fails_its_job(tenant, hungry):
+    """The kernel kills the process that trains when the pod's memory disk is filled."""
+    tenant.wait(lambda: tenant.kept(hungry).steps(1), "it trains")
+    (pod,) = tenant.running(hungry)
+    fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=1000"
+    tenant.kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", fill, check=False)
+    status = tenant.finished(hungry, 60)
+    assert (status["outcome"], status["attempt"]) == ("Failed", 1)
+    assert (status["failures"], status["preemptions"]) == (1, 0)
+    failure = status["lastFailure"]
+    assert (failure["class"], failure["exitCode"]) == ("OutOfMemory", 137)
+    assert failure["fix"] == "lower training.microBatchSize, or raise resources.memory"
+    assert tenant.conditions(hungry)["Failed"] == (
+        "True",
+        "OutOfMemory",
+        "a process was ended because it used more memory than it has; it used more memory than its"
+        " limit [out-of-memory] fix: lower training.microBatchSize, or raise resources.memory",
+    )
+
+
+def test_training_operator_is_killed_and_a_pod_is_deleted_by_force(
+    cluster, tenant, kubeflow, plain
+):
+    def without_its_controller(job):
+        cluster.stop_training_operator()
+        delete(tenant, job.names[0])
+        time.sleep(5)
+        cluster.start_training_operator()
+
+    before = each_when_it_trains(
+        [
+            (plain, lambda job: delete(tenant, job.names[1], "--grace-period=0", "--force")),
+            (kubeflow, without_its_controller),
+        ]
+    )
+    status = plain.goes_on(before["plain"], LOST, together=False)
+    assert status["lastFailure"]["pod"] == before["plain"].names[1]
+    # Nobody told the other pod: it heard of the signal from the rank that was told.
+    kubeflow.goes_on(before["kubeflow"], TOLD | LOST, together=True)
+
+
+def test_the_operator_is_killed_while_pods_go(tenant, operator_pod, kubeflow, plain):
+    """What it did not see itself it takes from what is left, and counts it once."""
+    before = {job.name: job.trains() for job in (kubeflow, plain)}
+    pod = operator_pod()
+    for process in processes_of(pod):
+        os.kill(process, signal.SIGKILL)
+    delete(tenant, before["kubeflow"].names[0])
+    evict(tenant, before["plain"].names[1])
+    for job in (kubeflow, plain):
+        job.goes_on(before[job.name], TOLD | LOST, together=True)
+    again = operator_pod()
+    assert again["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert again["status"]["containerStatuses"][0]["restartCount"] == 1
+
+
+def test_the_operator_is_upgraded_while_jobs_run(tenant, upgrade, operator_pod, kubeflow, plain):
+    """No job notices: same attempts, same pods, nothing counted."""
+    jobs = (kubeflow, plain)
+    before = {job.name: (job.trains(), tenant.status(job.name)) for job in jobs}
+    old = operator_pod()
+    upgrade()
+    new = operator_pod()
+    assert new["metadata"]["uid"] != old["metadata"]["uid"]
+    assert new["spec"]["containers"][0]["image"] != old["spec"]["containers"][0]["image"]
+    for job in jobs:
+        was, status = before[job.name]
+        now = tenant.wait(job.in_training, f"{job.name} still trains", 30)
+        assert [p["metadata"]["uid"] for p in now.pods] == [p["metadata"]["uid"] for p in was.pods]
+        assert now.child == was.child
+        assert now.step > was.step
+        after = tenant.status(job.name)
+        for name in ("attempt", "failures", "preemptions", "resolved", "trainerImage", "child"):
+            assert after.get(name) == status.get(name), name
+
+
+def test_the_node_is_tainted(cluster, tenant, kubeflow, plain):
+    before = {job.name: job.trains() for job in (kubeflow, plain)}
+    cluster.add_taint(MAINTENANCE, effect="NoExecute")
+    try:
+        tenant.wait(
+            lambda: not tenant.running("kubeflow") and not tenant.running("plain"),
+            "all pods have left",
+        )
+    finally:
+        cluster.remove_taint(MAINTENANCE)
+    for job in (kubeflow, plain):
+        status = job.goes_on(before[job.name], TOLD, together=True)
+        assert "DeletionByTaintManager" in status["lastFailure"]["message"]
+
+
+def test_the_node_loses_power(cluster, kubeflow, plain):
+    """All containers die at once, the operator's too; the disks keep what they have."""
+    before = {job.name: job.trains() for job in (kubeflow, plain)}
+    cluster.restart_node()
+    for job in (kubeflow, plain):
+        job.goes_on(before[job.name], LOST, together=False)
+
+
+@pytest.mark.parametrize("name", ["kubeflow", "plain"])
+def test_the_adapter_is_that_of_the_same_job_undisturbed(name, request, tenant, twin):
+    job = request.getfixturevalue(name)
+    status = tenant.finished(job.name, 300)
+    assert status["outcome"] == "Succeeded"
+    assert (status["attempt"], status["failures"], status["preemptions"]) == (6, 0, 5)
+    assert [one["attempt"] for one in status["resumes"]] == [2, 3, 4, 5, 6]
+    assert status["backend"] == {"kubeflow": "PyTorchJob", "plain": "Job"}[name]
+    undisturbed = twin()
+    assert job.kept.losses() == undisturbed.losses()
+    assert sorted(undisturbed.losses()) == list(range(1, SPEC["training"]["maxSteps"] + 1))
+    assert list(undisturbed.adapter()) == ["adapter/adapter_model.safetensors"]
+    assert job.kept.adapter() == undisturbed.adapter()

@@ -1,0 +1,114 @@
+"""A job of two pods makes room for a more important pod in mid-training, and comes back."""
+
+import json
+
+import pytest
+
+from harness.disturbed import SPEC, Disturbed
+from harness.scratch_images import BUSYBOX_IMAGE
+from harness.stage_config import merged
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+OTHERS = "other-team"
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "runAsUser": 65532,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+@pytest.fixture
+def urgent(cluster):
+    """A class of pods that everybody else makes room for, and a namespace of another team."""
+    path = "/apis/scheduling.k8s.io/v1/priorityclasses"
+    body = {"metadata": {"name": "urgent"}, "value": 1_000_000, "description": "first of all"}
+    cluster.api.create(path, body)
+    cluster.secure_namespace(OTHERS)
+    yield "urgent"
+    cluster.api.delete(f"/api/v1/namespaces/{OTHERS}")
+    cluster.api.delete(f"{path}/urgent")
+
+
+def pod_that_wants(gpus, priority):
+    resources = {"nvidia.com/gpu": str(gpus)}
+    container = {
+        "name": "serve",
+        "image": BUSYBOX_IMAGE,
+        "command": ["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 0.2; done"],
+        "resources": {"requests": resources, "limits": resources},
+        "securityContext": RESTRICTED,
+    }
+    spec = {
+        "priorityClassName": priority,
+        "containers": [container],
+        "terminationGracePeriodSeconds": 1,
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "urgent"}, "spec": spec}
+
+
+def row_of(tenant, name):
+    """The row of `kubectl get ftjob`, by column."""
+    table = tenant.api.table(f"{tenant.jobs}/{name}")
+    columns = [column["name"] for column in table["columnDefinitions"]]
+    return dict(zip(columns, table["rows"][0]["cells"], strict=True))
+
+
+def test_a_preempted_job_waits_for_room_and_ends_bit_equal(cluster, tenant, urgent, twin):
+    undisturbed = twin()
+    tenant.start("preempted", merged(SPEC, {"resources": {"accelerator": {"perNode": 4}}}))
+    job = Disturbed(tenant, "preempted")
+    before = job.trains()
+    assert row_of(tenant, "preempted")["GPUs"] == 8
+    seen = {}
+
+    def remember():
+        """Keep the last that the API server tells of the pods, while they are there."""
+        for pod in tenant.pods("preempted"):
+            if pod["metadata"]["labels"]["finetune.dev/stage"] == "train":
+                seen[pod["metadata"]["name"]] = pod
+        return tenant.status("preempted")["attempt"] == 2
+
+    pods = f"/api/v1/namespaces/{OTHERS}/pods"
+    cluster.api.create(pods, pod_that_wants(8, urgent))
+    tenant.wait(remember, "the attempt has ended", 60)
+
+    targets = [
+        {one["type"]: one.get("reason") for one in seen[name]["status"]["conditions"]}
+        for name in before.names
+    ]
+    assert "PreemptionByScheduler" in [found.get("DisruptionTarget") for found in targets]
+
+    def waits():
+        found = tenant.conditions("preempted").get("Recovering")
+        return found if found and found[1] == "WaitingForRoom" else None
+
+    status, _, message = tenant.wait(waits, "it waits for room", 60)
+    assert status == "True"
+    assert "Insufficient nvidia.com/gpu" in message
+    row = row_of(tenant, "preempted")
+    assert (row["Phase"], row["Reason"], row["Restarts"]) == ("Recovering", "WaitingForRoom", 1)
+    assert cluster.api.get(f"{pods}/urgent")["status"]["phase"] == "Running"
+    assert job.kept.claim(2) == {}
+
+    cluster.api.delete(f"{pods}/urgent")
+    status = job.goes_on(before, {"Preempted"}, together=True)
+    assert "PreemptionByScheduler" in status["lastFailure"]["message"]
+
+    status = tenant.finished("preempted", 240)
+    assert status["outcome"] == "Succeeded"
+    assert (status["attempt"], status["preemptions"], status["failures"]) == (2, 1, 0)
+    (resume,) = status["resumes"]
+    saved = job.kept.claim(2)["resumesFrom"]
+    assert (resume["fromStep"], resume["stoppedAt"], resume.get("lostSteps", 0)) == (
+        saved["step"],
+        saved["step"],
+        0,
+    )
+    assert resume["digest"] == saved["digest"]
+    assert job.kept.losses() == undisturbed.losses()
+    assert list(undisturbed.adapter()) == ["adapter/adapter_model.safetensors"]
+    assert job.kept.adapter() == undisturbed.adapter()
+    print(json.dumps(job.kept.adapter()))
