@@ -150,7 +150,11 @@ async def clean(kube: Kube, deed: Deed) -> None:
 
 
 def superseded(children: Sequence[ChildState], status: JobStatus) -> list[ChildState]:
-    """Return the children that can be removed: all that have ended but the last that failed."""
+    """Return the children that can be removed: all that have ended but the last that failed.
+
+    One whose pods went unseen failed too: an operator that has just begun keeps what the one before
+    it kept.
+    """
     wanted = status.child
     current = next(
         (c for c in children if wanted and (c.name, c.uid) == (wanted.name, wanted.uid)), None
@@ -158,8 +162,8 @@ def superseded(children: Sequence[ChildState], status: JobStatus) -> list[ChildS
     if current is None or not (current.ran or current.ends):
         return []
     over = [c for c in children if c is not current and c.over]
-    failed = [c for c in over if c.failed_at is not None]
-    kept = max(failed, key=lambda c: str(c.failed_at), default=None)
+    failed = [c for c in over if c.failed_at is not None or not c.ends]
+    kept = max(failed, key=lambda c: str(c.failed_at or ""), default=None)
     return [child for child in over if child is not kept]
 
 
