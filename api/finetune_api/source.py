@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
-from finetune_api.document import Document, Name
+from finetune_api.document import SUBDOMAIN, Document, Name
 
 Scheme = Literal["hf", "modelscope", "pvc", "job"]
 
 _SEGMENT = r"(\.?[^/\\.\x00-\x1f][^/\\\x00-\x1f]*|\.\.[^/\\\x00-\x1f]+)"
 """One part of a path, never ``.`` or ``..``: a path cannot climb out of its claim."""
-_CLAIM = rf"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/{_SEGMENT})*/?"
+_CLAIM = rf"pvc://{SUBDOMAIN}(/{_SEGMENT})*/?"
 CLAIM_PATTERN = f"^{_CLAIM}$"
 URI_PATTERN = (
     r"^((hf|modelscope)://[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*"

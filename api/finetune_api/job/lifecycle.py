@@ -10,6 +10,9 @@ from finetune_api.document import Document, Duration, Fraction, Name, Quantity, 
 from finetune_api.job.training import Batch, Steps
 from finetune_api.source import CLAIM_PATTERN, SecretKeyRef
 
+WORKSPACE_SIZE = "50Gi"
+"""Of a claim that is made for a job that names no size."""
+
 
 class Workspace(Document):
     """Prepared data, checkpoints and logs: an existing claim, or one that is made."""

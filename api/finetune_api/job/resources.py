@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.document import Document, Quantity, Word, filled
+from finetune_api.document import SUBDOMAIN, Document, Name, Quantity, filled
 
 LabelKey = Annotated[
     str,
     StringConstraints(
-        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+        pattern=rf"^({SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$",
         max_length=317,
     ),
 ]
@@ -63,7 +63,7 @@ class Resources(Document):
     """Size of /dev/shm. Absent: 16Gi with an accelerator, 1Gi without."""
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] | None = None
     tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
-    priority_class_name: Word | None = None
+    priority_class_name: Name | None = None
     preparation: CpuResources | None = None
     publishing: CpuResources | None = None
 

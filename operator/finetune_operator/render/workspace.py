@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_api.job.lifecycle import WORKSPACE_SIZE
 from finetune_api.names import LABEL_MANAGED_BY, LABEL_UID, MANAGED_BY, workspace_claim
 from finetune_api.resolved import ResolvedJob
 from finetune_operator.render import Object, owner
-
-SIZE = "50Gi"
-"""Where the job names none."""
 
 
 def workspace(job: ResolvedJob, *, size: str | None = None) -> Object | None:
@@ -26,7 +24,7 @@ def workspace(job: ResolvedJob, *, size: str | None = None) -> Object | None:
     several = job.spec.resources.nodes > 1
     spec: Object = {
         "accessModes": ["ReadWriteMany" if several else "ReadWriteOnce"],
-        "resources": {"requests": {"storage": size or wanted.size or SIZE}},
+        "resources": {"requests": {"storage": size or wanted.size or WORKSPACE_SIZE}},
     }
     if wanted.storage_class_name is not None:
         spec["storageClassName"] = wanted.storage_class_name

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from finetune_api.job import JobSpec
+from finetune_api.job.lifecycle import WORKSPACE_SIZE
 from finetune_api.job.resources import Toleration
 from finetune_api.names import LABEL_PRIORITY, LABEL_QUEUE
 from finetune_api.problem import Problem
@@ -258,7 +259,7 @@ def fit(merged: Merged, profile: Profile) -> tuple[Merged, tuple[Chosen, ...]]:
     limits = profile.spec.limits
     chosen: list[Chosen] = []
 
-    def choose(path: Path, value: int, limit: str) -> None:
+    def choose(path: Path, value: int | str, limit: str) -> None:
         nonlocal merged
         if merged.origin(path) in {"user", "profile"} and look(merged.data, *path) is not None:
             return
@@ -280,6 +281,10 @@ def fit(merged: Merged, profile: Profile) -> tuple[Merged, tuple[Chosen, ...]]:
     ):
         if most is not None and most < usual:
             choose(path, most, name)
+    size = limits.workspace
+    made = look(merged.data, "workspace", "claimName") is None
+    if made and size is not None and parse_bytes(size) < parse_bytes(WORKSPACE_SIZE):
+        choose(("workspace", "size"), size, "workspace")
     nodes = look(merged.data, "resources", "nodes")
     per_node = look(merged.data, "resources", "accelerator", "perNode")
     accelerators = (nodes if isinstance(nodes, int) else 1) * (

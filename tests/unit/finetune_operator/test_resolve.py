@@ -1015,6 +1015,49 @@ def test_a_default_of_ours_is_brought_below_the_limit() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("limit", "workspace", "size"),
+    [
+        ("20Gi", {}, "20Gi"),
+        ("50Gi", {}, None),
+        ("2Ti", {}, None),
+        ("20Gi", {"size": "10Gi"}, "10Gi"),
+        ("20Gi", {"storageClassName": "fast"}, "20Gi"),
+        ("20Gi", {"claimName": "mine"}, None),
+    ],
+)
+def test_the_usual_workspace_is_brought_below_the_limit(
+    limit: str, workspace: dict[str, str], size: str | None
+) -> None:
+    written = {"workspace": workspace} if workspace else {}
+    resolved = resolve(job(written), [profile({"limits": {"workspace": limit}})])
+    assert resolved.spec.workspace.size == size
+    said = chosen(resolved).get("workspace.size")
+    if workspace.get("size") or size is None:
+        assert said is None
+    else:
+        reason = "the most that profile shared allows (limits.workspace)"
+        assert said == (size, reason)
+        assert resolved.origins["workspace.size"] == "built-in"
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("spec.workspace.claimName", {"workspace": {"claimName": "a..b"}}),
+        ("spec.workspace.storageClassName", {"workspace": {"storageClassName": "a.-b"}}),
+        ("spec.output.uri", {"output": {"uri": "pvc://a..b/c"}}),
+        ("spec.resources.priorityClassName", {"resources": {"priorityClassName": "a.-b"}}),
+        (
+            "spec.resources.accelerator.resource",
+            {"resources": {"accelerator": {"resource": "a..b/gpu"}}},
+        ),
+    ],
+)
+def test_names_that_kubernetes_refuses_are_refused(field: str, change: dict[str, Any]) -> None:
+    assert [found[0] for found in refused(job(change))] == [field]
+
+
 def test_no_hours_of_accelerators_at_all() -> None:
     [(field, code, message, _)] = refused(job(), [profile({"limits": {"acceleratorHours": 0}})])
     assert (field, code) == ("spec.activeDeadlineSeconds", "over-limit")
