@@ -40,7 +40,7 @@ def observe(record: Record, layout: Layout, live: Live) -> Observed:
     children = tuple(child_state(child, layout, uid) for child in record.children)
     published = None
     if any(c.stage == "publish" and succeeded(c) for c in record.children):
-        published = read(CompletionManifest, layout.publish_report, uid)
+        published = _placed(read(CompletionManifest, layout.publish_report, uid), layout)
     return Observed(
         live=live,
         children=children,
@@ -50,6 +50,16 @@ def observe(record: Record, layout: Layout, live: Live) -> Observed:
         claim=newest_claim(layout, uid),
         published=published,
     )
+
+
+def _placed(done: CompletionManifest | None, layout: Layout) -> CompletionManifest | None:
+    """Say where a model lies that the trainer left in the job's own folder, which it calls ``output``.
+
+    The manifest beside the model keeps the short name: the folder may be moved.
+    """
+    if done is None or "://" in done.uri:
+        return done
+    return done.model_copy(update={"uri": str(layout.root / done.uri)})
 
 
 def succeeded(child: LocalChild) -> bool:

@@ -111,6 +111,10 @@ def test_success_and_the_same_command_again(
     assert lines[-3].endswith("LoRA r=8 on tiny, 60 steps")
     assert lines[-2] == "  eval loss 1.797 -> 1.030   gate: not set"
     assert lines[-1] == f"  model  {job}/output  (merged)"
+    status = json.loads((job / "status.json").read_text())["status"]
+    assert status["output"]["uri"] == f"{job}/output"
+    said = {one["type"]: one["message"] for one in status["conditions"]}
+    assert said["Succeeded"] == f"the model is at {job}/output"
 
     assert run() == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"  model  {job}/output  (merged)"
