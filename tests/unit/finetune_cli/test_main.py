@@ -14,7 +14,7 @@ from finetune_cli.main import VERBS, main
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["version"]) == 0
+    assert main(["version", "--client"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"finetune {version('finetunejob')}",
         "api      finetune.dev/v1alpha1",
