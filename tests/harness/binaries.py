@@ -31,6 +31,7 @@ COREDNS = "coredns"
 TRAINING_OPERATOR = "training-operator"
 KWOK = "kwok"
 HELM = "helm"
+PAUSE = "pause"
 KUBE_SCORE = "kube-score"
 
 
@@ -57,6 +58,7 @@ SOURCES = {
     ),
     KWOK: Source("kwok", "sigs.k8s.io/kwok/cmd/kwok"),
     HELM: Source("helm", "helm.sh/helm/v3/cmd/helm"),
+    PAUSE: Source("pause", "."),
     KUBE_SCORE: Source("kube-score", "github.com/zegl/kube-score/cmd/kube-score"),
 }
 CONTROL_PLANE = (ETCD, API_SERVER, KUBECTL)

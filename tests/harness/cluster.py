@@ -44,7 +44,7 @@ from harness.folder_provisioner import (
 )
 from harness.node import Node, grant_dns, prepare_node
 from harness.program import Program
-from harness.scratch_images import PAUSE, busybox_images
+from harness.scratch_images import PAUSE_IMAGE, scratch_images
 
 _POLICY = Path(__file__).with_name("audit-policy.yaml")
 _HOSTS = ("kubernetes", "kubernetes.default", "kubernetes.default.svc")
@@ -99,6 +99,10 @@ class Cluster(Access):
         """Start it again and wait until its webhook answers."""
         assert self.training_operator is not None
         self.training_operator.start()
+
+    def add_images(self, *images: ImageArchive) -> None:
+        """Bring more images to the node, and keep those that it has."""
+        self.runtime.bring(images, lambda text: None, keep=True)
 
     def restart_node(self) -> None:
         """Do as a loss of power does: all containers die at once, disks keep what they have."""
@@ -276,7 +280,7 @@ def _start_control_plane(folder: Path) -> Cluster:
         cache() / "containerd",
         _socket(folder).parent,
         network.plugin_configuration(folder / "network"),
-        PAUSE,
+        PAUSE_IMAGE,
     )
     return Cluster(plane.api, plane.kubeconfig, folder, plane, content)
 
@@ -322,8 +326,7 @@ def _start(
 def _bring(c: Cluster, images: Sequence[ImageArchive], say: Say) -> None:
     if c.runtime.containers():  # of a cluster that was killed
         c.runtime.end_containers()
-    own = busybox_images(cache() / "images").values()
-    c.runtime.bring([*own, *images], say)
+    c.runtime.bring([*scratch_images(cache() / "images"), *images], say)
 
 
 @contextmanager

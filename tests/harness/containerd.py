@@ -21,7 +21,11 @@ _PLUGINS = "/usr/lib/cni"
 
 
 class ImageArchive(Protocol):
-    """An image in a file that ``ctr images import`` takes."""
+    """An image in a file that ``ctr images import`` takes.
+
+    Where it has an attribute ``layers``, those are images that must be there first: their layers
+    are named in this archive and not in it.
+    """
 
     @property
     def reference(self) -> str:
@@ -60,8 +64,10 @@ class Runtime:
         """Return the names of all images."""
         return set(self._names("images", "ls", "-q"))
 
-    def bring(self, images: Sequence[ImageArchive], say: Callable[[str], None]) -> None:
-        """Import what is not there yet and drop other tags of the same repositories.
+    def bring(
+        self, images: Sequence[ImageArchive], say: Callable[[str], None], *, keep: bool = False
+    ) -> None:
+        """Import what is not there yet; unless ``keep``, drop other tags of the same repositories.
 
         What was imported is remembered by the archive's size and time, so that an archive that was
         written again under the same name is imported again.
@@ -69,22 +75,22 @@ class Runtime:
         notes = self.content / "imported.json"
         known: dict[str, list[int]] = json.loads(notes.read_text()) if notes.is_file() else {}
         there = self.images()
-        wanted = {image.reference for image in images}
-        for old in _outdated(there, wanted):
+        wanted = {one.reference: one for image in images for one in (*_lower(image), image)}
+        for old in [] if keep else _outdated(there, wanted):
             run(*self._ctr("images", "rm", "--sync", old))
             known.pop(old, None)
-        for image in images:
+        for reference, image in wanted.items():
             facts = image.archive.stat()
             mark = [facts.st_size, facts.st_mtime_ns]
-            if image.reference in there and known.get(image.reference) == mark:
+            if reference in there and known.get(reference) == mark:
                 continue
             began = time.monotonic()
             run(*self._ctr("images", "import", image.archive), timeout=1800)
-            if image.reference not in self.images():
-                raise RuntimeError(f"{image.archive} does not hold {image.reference}")
-            known[image.reference] = mark
+            if reference not in self.images():
+                raise RuntimeError(f"{image.archive} does not hold {reference}")
+            known[reference] = mark
             notes.write_text(json.dumps(known))
-            say(f"image {image.reference} imported in {time.monotonic() - began:.0f} s")
+            say(f"image {reference} imported in {time.monotonic() - began:.0f} s")
 
     def containers(self) -> list[str]:
         """Return the ids of all containers that it knows of."""
@@ -154,6 +160,10 @@ state = "{state}/run"
     bin_dir = "{_PLUGINS}"
     conf_dir = "{plugins}"
 '''
+
+
+def _lower(image: ImageArchive) -> Sequence[ImageArchive]:
+    return getattr(image, "layers", ())
 
 
 def _outdated(there: Iterable[str], wanted: Iterable[str]) -> list[str]:

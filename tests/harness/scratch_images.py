@@ -1,17 +1,21 @@
-"""Images made of one static busybox and nothing else, without any image tool."""
+"""Images of one static program and nothing else, made without any image tool."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import platform
 import subprocess
 import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.binaries import PAUSE, binary
+
 BUSYBOX = Path("/bin/busybox")
-PAUSE = "finetune.local/pause:1"
+PAUSE_IMAGE = "finetune.local/pause:1"
 BUSYBOX_IMAGE = "finetune.local/busybox:1"
 
 
@@ -23,23 +27,30 @@ class ScratchImage:
     archive: Path
 
 
-def busybox_images(folder: Path) -> dict[str, ScratchImage]:
+def scratch_images(folder: Path) -> list[ScratchImage]:
     """Return the image of every pod's sandbox and one with a shell, made once in a folder."""
-    pause = ["/bin/busybox", "sleep", "infinity"]
-    return {
-        PAUSE: _made(folder, PAUSE, pause, with_applets=False),
-        BUSYBOX_IMAGE: _made(folder, BUSYBOX_IMAGE, ["/bin/sh"], with_applets=True),
-    }
+    busybox = BUSYBOX.read_bytes()
+    return [
+        _made(folder, PAUSE_IMAGE, ["/pause"], {"pause": binary(PAUSE).read_bytes()}),
+        _made(folder, BUSYBOX_IMAGE, ["/bin/sh"], {"bin/busybox": busybox}, _applets()),
+    ]
 
 
-def _made(folder: Path, reference: str, command: list[str], *, with_applets: bool) -> ScratchImage:
-    program = BUSYBOX.read_bytes()
-    key = hashlib.sha256(program + json.dumps([reference, command, with_applets]).encode())
+def _made(
+    folder: Path,
+    reference: str,
+    command: list[str],
+    programs: Mapping[str, bytes],
+    applets: Sequence[str] = (),
+) -> ScratchImage:
+    key = hashlib.sha256(json.dumps([reference, command, *applets]).encode())
+    for name, content in programs.items():
+        key.update(name.encode() + hashlib.sha256(content).digest())
     archive = folder / f"{key.hexdigest()[:16]}.tar"
     if not archive.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         part = archive.with_suffix(".part")
-        _write(part, reference, command, _layer(program, _applets() if with_applets else []))
+        _write(part, reference, command, _layer(programs, applets))
         part.replace(archive)
     return ScratchImage(reference, archive)
 
@@ -49,14 +60,15 @@ def _applets() -> list[str]:
     return [name for name in listed.stdout.split() if name != "busybox"]
 
 
-def _layer(program: bytes, applets: list[str]) -> bytes:
+def _layer(programs: Mapping[str, bytes], applets: Sequence[str]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as layer:
         for name, mode in (("bin", 0o755), ("etc", 0o755), ("tmp", 0o1777)):
             folder = tarfile.TarInfo(name)
             folder.type, folder.mode = tarfile.DIRTYPE, mode
             layer.addfile(folder)
-        _file(layer, "bin/busybox", program, 0o755)
+        for name, content in programs.items():
+            _file(layer, name, content, 0o755)
         _file(layer, "etc/passwd", b"root:x:0:0:root:/:/bin/sh\n", 0o644)
         for name in applets:
             link = tarfile.TarInfo(f"bin/{name}")
@@ -92,6 +104,4 @@ def _file(archive: tarfile.TarFile, name: str, content: bytes, mode: int) -> Non
 
 
 def _architecture() -> str:
-    import platform
-
     return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
