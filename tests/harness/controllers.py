@@ -38,10 +38,12 @@ _SERVING = Path(tempfile.gettempdir()) / "k8s-webhook-server"
 """training-operator looks for its certificate here and nowhere else."""
 
 
-def controller_manager(plane: ControlPlane, folder: Path, node_grace: float) -> Program:
+def controller_manager(
+    plane: ControlPlane, folder: Path, node_grace: float, address: str = network.ADDRESS
+) -> Program:
     """Return kube-controller-manager; a node unheard of for ``node_grace`` seconds is NotReady."""
     kubeconfig = plane.kubeconfig_of(
-        "controller-manager", "/CN=system:kube-controller-manager", network.ADDRESS
+        "controller-manager", "/CN=system:kube-controller-manager", address
     )
     pki = plane.folder / "pki"
     options = {
@@ -59,9 +61,9 @@ def controller_manager(plane: ControlPlane, folder: Path, node_grace: float) -> 
     return Program(CONTROLLER_MANAGER, command, folder / "kube-controller-manager.log")
 
 
-def scheduler(plane: ControlPlane, folder: Path) -> Program:
+def scheduler(plane: ControlPlane, folder: Path, address: str = network.ADDRESS) -> Program:
     """Return kube-scheduler."""
-    kubeconfig = plane.kubeconfig_of("scheduler", "/CN=system:kube-scheduler", network.ADDRESS)
+    kubeconfig = plane.kubeconfig_of("scheduler", "/CN=system:kube-scheduler", address)
     command = [binary(SCHEDULER), *flags(_as(kubeconfig))]
     return Program(SCHEDULER, command, folder / "kube-scheduler.log")
 
