@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -127,9 +129,12 @@ def _of_file(files: str, context: str | None, configuration: Any) -> tuple[str, 
                     fix=f"contexts: {', '.join(sorted(known)) or 'none'}",
                 )
             )
-        config.load_kube_config(
-            files, context=wanted, client_configuration=configuration, persist_config=False
-        )
+        with _heard() as errors:
+            config.load_kube_config(
+                files, context=wanted, client_configuration=configuration, persist_config=False
+            )
+        if errors:
+            raise _unusable(files, f"the command that logs in failed: {errors[0]}")
         return str(known[wanted].get("context", {}).get("namespace") or "default"), wanted
     except Refused:
         raise
@@ -137,7 +142,26 @@ def _of_file(files: str, context: str | None, configuration: Any) -> tuple[str, 
         raise _unusable(files, str(error)) from error
     except Exception as error:
         # The library lets out whatever a broken file makes of it: YAML, types, missing keys.
-        raise _unusable(files, f"{type(error).__name__}: {error}") from error
+        first = str(error).partition("\n")[0]
+        raise _unusable(files, f"it is no kubeconfig ({type(error).__name__}: {first})") from error
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Collect what the library logs: it goes on without credentials where it cannot get them."""
+    heard: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(" ".join(record.getMessage().split()))
+
+    listener = Listener(logging.ERROR)
+    root = logging.getLogger()
+    root.addHandler(listener)
+    try:
+        yield heard
+    finally:
+        root.removeHandler(listener)
 
 
 def _of_this_pod(configuration: Any) -> str:

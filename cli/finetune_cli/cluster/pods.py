@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from finetune_api.names import LABEL_ATTEMPT, LABEL_STAGE
 from finetune_api.resolved import Stage
 from finetune_operator.resolve.paths import look
 
-STAGES: tuple[str, ...] = get_args(Stage)
+STAGES: tuple[Stage, ...] = ("prepare", "train", "publish")
+"""In the order in which they come; nothing else runs in pods."""
 _INDEXES = (
     "training.kubeflow.org/replica-index",
     "batch.kubernetes.io/job-completion-index",
@@ -26,7 +27,7 @@ class JobPod:
 
     name: str
     uid: str
-    stage: str
+    stage: Stage
     attempt: int
     """Number of the attempt, or of the try of preparation or publishing; from 1."""
     rank: int

@@ -144,3 +144,18 @@ def test_a_job_of_this_machine_has_its_log_in_a_file(
     assert place.find("../here", folder) is None
     assert place.find("", folder / "finetune-jobs") is None
     assert said(capsys, "logs", "here")[0].endswith("[status-unreadable]")
+
+
+def test_a_log_in_that_fails_is_told_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_in = (
+        "user: {exec: {apiVersion: client.authentication.k8s.io/v1, command: /nowhere,"
+        " interactiveMode: Never}}"
+    )
+    (folder / "config").write_text(KUBECONFIG.replace("user: {token: t}", log_in))
+    assert said(capsys, "watch", "bot", "-n", "team") == [
+        f"error  {folder}/config cannot be used: the command that logs in failed: [Errno 2] No such"
+        " file or directory: '/nowhere' [kubeconfig-unusable]",
+        "       fix: see whether kubectl get finetunejobs works with it",
+    ]
