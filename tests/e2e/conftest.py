@@ -1,22 +1,46 @@
-"""One cluster for all tests of the layer, with the built images and the chart installed."""
+"""One cluster for all tests of the layer, with the built images and the chart installed.
+
+Two cores serve all pods, so jobs of one test train beside another's where neither disturbs the
+other: first those that are left alone, then those that are disturbed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harness import chart
 from harness.cluster import Cluster
 from harness.cluster import cluster as running_cluster
+from harness.disturbed import SPEC
 from harness.images import Image, operator_image, trainer_image
 from harness.installation import install_operator
+from harness.stage_config import merged
+from harness.tenant import Kept, Tenant, fill, make_tenant
 from harness.tiny_model import make_tiny_model
+
+ORDER = ("test_broken_input", "test_quickstart", "test_preemption", "test_disruptions")
+MAINTENANCE = "example.com/maintenance"
+VALUES: dict[str, Any] = {
+    # What runs the cluster stays on a node that is emptied.
+    "tolerations": [{"key": MAINTENANCE, "operator": "Exists"}],
+    # Progress is seen in jobs that take less than the usual minute.
+    "settings": {"progressSeconds": 2},
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let tests that start a cluster of their own go first: there is room for one at a time."""
-    items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        module = item.path.stem
+        late = ORDER.index(module) if module in ORDER else len(ORDER)
+        return "cluster" in getattr(item, "fixturenames", ()), late
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -28,12 +52,53 @@ def images() -> tuple[Image, Image]:
 @pytest.fixture(scope="session")
 def cluster(images: tuple[Image, Image]) -> Iterator[Cluster]:
     """A running cluster, with the operator in a pod of its own under the chart's rights."""
-    with running_cluster(images) as c:
-        install_operator(c, *images)
+    with running_cluster([*images, images[0].tagged("next")]) as c:
+        install_operator(c, *images, VALUES)
         yield c
+
+
+@pytest.fixture(scope="session")
+def upgrade(cluster: Cluster, images: tuple[Image, Image]) -> Callable[[], None]:
+    """Replace the operator by its image under another tag, as a next version comes."""
+    operator, trainer = images
+    return lambda: install_operator(cluster, operator.tagged("next"), trainer, VALUES)
+
+
+@pytest.fixture(scope="session")
+def operator_pod(cluster: Cluster) -> Callable[[], dict[str, Any]]:
+    """Return the operator's pod as it is now."""
+
+    def now() -> dict[str, Any]:
+        pods = cluster.api.get(f"/api/v1/namespaces/{chart.NAMESPACE}/pods")["items"]
+        (pod,) = (one for one in pods if "deletionTimestamp" not in one["metadata"])
+        return dict(pod)
+
+    return now
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model of two layers with dropout, so that a wrong resume is seen."""
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", dropout=0.1)
+
+
+@pytest.fixture(scope="session")
+def tenant(cluster: Cluster, tiny_model: Path) -> Tenant:
+    """A team's namespace; the job ``twin``, which nobody disturbs, trains in it from the start."""
+    team = make_tenant(cluster, "team")
+    fill(team, tiny_model)
+    team.start("twin", merged(SPEC, {"resources": {"accelerator": {"perNode": 4}}}))
+    return team
+
+
+@pytest.fixture(scope="session")
+def twin(tenant: Tenant) -> Callable[[], Kept]:
+    """Wait for the undisturbed job; returns what it left."""
+
+    def ended() -> Kept:
+        status = tenant.finished("twin", 300)
+        counted = (status["outcome"], status["attempt"], status["failures"], status["preemptions"])
+        assert counted == ("Succeeded", 1, 0, 0), status.get("lastFailure")
+        return tenant.kept("twin")
+
+    return ended

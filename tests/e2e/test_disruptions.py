@@ -18,6 +18,7 @@ from harness.tenant import processes_of
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 MAINTENANCE = "example.com/maintenance"
+"""A taint that the operator tolerates and no job does."""
 TOLD = {"Preempted"}
 LOST = {"LostInfrastructure"}
 
