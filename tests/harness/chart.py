@@ -194,12 +194,16 @@ def readme() -> str:
     return f"{head}<!-- values -->\n{values_table()}<!-- end of values -->{tail}"
 
 
+def schema() -> Object:
+    """Return the schema of the chart's values."""
+    return dict(json.loads((CHART / "values.schema.json").read_text()))
+
+
 def values_table() -> str:
     """Return a table of all values."""
-    schema = json.loads((CHART / "values.schema.json").read_text())
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     rows = ["| value | default | what it is |", "|---|---|---|"]
-    rows += _rows(schema, defaults, "")
+    rows += _rows(schema(), defaults, "")
     return "\n".join(rows) + "\n"
 
 
@@ -209,7 +213,7 @@ def _rows(schema: Mapping[str, Any], defaults: Mapping[str, Any], path: str) -> 
         default = defaults.get(name)
         if isinstance(default, dict) and "properties" in node:
             rows += _rows(node, default, f"{path}{name}.")
-        elif name in defaults or name in schema.get("properties", {}):
+        else:
             shown = f"`{json.dumps(default)}`" if name in defaults else ""
             rows.append(f"| `{path}{name}` | {shown} | {node.get('description', '')} |")
     return rows
