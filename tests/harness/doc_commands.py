@@ -7,8 +7,9 @@ They stand in fenced blocks that begin with ``console cluster`` behind the back-
 
 A line after ``$ `` is a command, one that ends with a backslash goes on in the next line, and what
 does not begin with ``$ `` is what the command prints. In a shown line ``...`` stands for anything, a
-line of ``...`` alone for any number of lines, and runs of spaces count as one. A block runs in the
-root of the checkout, the blocks of a page one after the other, by bash.
+line of ``...`` alone for any number of lines, and runs of spaces count as one. A block without a
+``$ `` is commands alone, to be copied as they stand. All of it runs in the root of the checkout, by
+bash, one command after the other.
 """
 
 from __future__ import annotations
@@ -82,13 +83,16 @@ def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
 
 def _commands(lines: Sequence[str], page: str, first: int) -> Iterator[DocCommand]:
     at, text, shown, goes_on = 0, "", list[str](), False
+    prompt = _PROMPT if any(line.startswith(_PROMPT) for line in lines) else ""
     for number, line in enumerate(lines, first):
         if goes_on:
             text = text[:-1].rstrip() + " " + line.strip()
-        elif line.startswith(_PROMPT):
+        elif not prompt and (not line.strip() or line.startswith("#")):
+            continue
+        elif line.startswith(prompt):
             if text:
                 yield DocCommand(page, at, text, tuple(shown))
-            at, text, shown = number, line.removeprefix(_PROMPT).rstrip(), []
+            at, text, shown = number, line.removeprefix(prompt).rstrip(), []
         elif not text:
             raise Malformed(f"{page}:{number}: output before the first command: {line}")
         else:

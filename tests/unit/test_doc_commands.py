@@ -63,9 +63,17 @@ def test_words_and_name() -> None:
     assert str(get).startswith("a.md:21: kubectl get")
 
 
+def test_a_block_without_a_prompt_is_commands_alone() -> None:
+    block = "# install it\nhelm install it \\\n  --set a=b\n\nkubectl get pods\n"
+    assert commands_of(f"```console cluster\n{block}```\n", "a.md") == [
+        DocCommand("a.md", 3, "helm install it --set a=b"),
+        DocCommand("a.md", 6, "kubectl get pods"),
+    ]
+
+
 @pytest.mark.parametrize(
     "block",
-    ["", "output\n", "$ kubectl get \\\n", "$ \n"],
+    ["", "output\n$ ls\n", "$ kubectl get \\\n", "$ \n", "# nothing\n"],
 )
 def test_blocks_that_cannot_be_run(block: str) -> None:
     with pytest.raises(Malformed):
