@@ -93,11 +93,12 @@ def image(target: str) -> Image:
     )
     if not all(one.archive.is_file() for one in (found, packages)):
         _check_tools()
-        with _lock():  # another process may build it while this one waits
+        with _lock(target):  # another process may build it while this one waits
             if not packages.archive.is_file():
                 _build_packages(target, packages, keys)
             if not found.archive.is_file():
-                _build_image(target, found, packages, keys)
+                with _lock("stages"):
+                    _build_image(target, found, packages, keys)
     return found
 
 
@@ -142,7 +143,8 @@ def _packages(target: str, keys: dict[str, str]) -> Image:
 
 
 def _build_packages(target: str, packages: Image, keys: dict[str, str]) -> None:
-    contexts = [_stage("tools", keys), _stage("runtime", keys)]
+    with _lock("stages"):
+        contexts = [_stage("tools", keys), _stage("runtime", keys)]
     packages.archive.parent.mkdir(parents=True, exist_ok=True)
     part = packages.archive.with_suffix(".part")
     _bud(f"{target}-packages", f"oci-archive:{part}:{packages.reference}", keys, contexts)
@@ -214,8 +216,8 @@ def _base(keys: dict[str, str]) -> str:
             run("debootstrap", *options, SUITE, root, MIRROR, timeout=900)
             for pattern in NOT_NEEDED:
                 for path in root.glob(pattern):
-                    folder = path.is_dir() and not path.is_symlink()
-                    shutil.rmtree(path) if folder else path.unlink()
+                    whole = path.is_dir() and not path.is_symlink()
+                    shutil.rmtree(path) if whole else path.unlink()
         with _step("base: writing the image"):
             container = run(*_buildah(), "from", "scratch").strip()
             try:
@@ -233,7 +235,7 @@ def _drop_older(reference: str) -> None:
     listed = run(*_buildah(), "images", "--format", "{{.Name}}:{{.Tag}}").split()
     for one in listed:
         if one.startswith(f"{repository}:") and one != reference:
-            run(*_buildah(), "rmi", one)
+            attempt(*_buildah(), "rmi", one)  # which fails where it is in use
 
 
 def _bud(target: str, output: str, keys: dict[str, str], contexts: list[tuple[str, str]]) -> None:
@@ -323,9 +325,9 @@ def _check_tools() -> None:
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
+def _lock(name: str) -> Iterator[None]:
     cache_folder().mkdir(parents=True, exist_ok=True)
-    with (cache_folder() / ".lock").open("w") as lock:
+    with (cache_folder() / f".{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
