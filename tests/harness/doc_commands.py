@@ -8,8 +8,13 @@ They stand in fenced blocks that begin with ``console cluster`` behind the back-
 A line after ``$ `` is a command, one that ends with a backslash goes on in the next line, and what
 does not begin with ``$ `` is what the command prints. In a shown line ``...`` stands for anything, a
 line of ``...`` alone for any number of lines, and runs of spaces count as one. A block without a
-``$ `` is commands alone, to be copied as they stand. All of it runs in the root of the checkout, by
-bash, one command after the other.
+``$ `` is commands alone, to be copied as they stand.
+
+Each command runs by bash in the root of the checkout, one after the other, each to its end and to exit
+status 0, with kubectl, helm and ``.venv/bin`` on the ``PATH`` and ``KUBECONFIG``, ``REGISTRY`` and
+``VERSION`` in the environment (images: ``$REGISTRY/finetune-operator:$VERSION`` and
+``finetune-trainer``). A page begins with what it says it needs, and nothing else of another page: an
+output that a job left before would be refused.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<info>[^`]*)$")
+_FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<info>[^`]*)$")
 _PROMPT = "$ "
 
 
@@ -65,18 +70,18 @@ def commands_in(path: Path, root: Path) -> list[DocCommand]:
 def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of the first line, and the lines, of each block for a cluster."""
     inside: str | None = None
-    wanted, first, lines = False, 0, list[str]()
+    wanted, first, indent, lines = False, 0, 0, list[str]()
     for number, line in enumerate(text.splitlines(), 1):
         fence = _FENCE.match(line)
         if inside is None and fence:
             inside, wanted = fence["ticks"], fence["info"].split() == ["console", "cluster"]
-            first, lines = number + 1, []
+            first, indent, lines = number + 1, len(fence["indent"]), []
         elif inside is not None and fence and fence["ticks"] == inside and not fence["info"]:
             if wanted:
                 yield first, lines
             inside = None
         elif inside is not None:
-            lines.append(line)
+            lines.append(line[indent:] if not line[:indent].strip() else line)
     if inside is not None:
         raise Malformed(f"line {first - 1}: the block has no end")
 

@@ -80,6 +80,15 @@ def test_blocks_that_cannot_be_run(block: str) -> None:
         commands_of(f"```console cluster\n{block}```\n", "a.md")
 
 
+def test_a_block_in_a_list_is_none_the_less_a_block() -> None:
+    block = (
+        "- so:\n\n  ```console cluster\n  $ kubectl get \\\n      ftjob\n  bot  Running\n  ```\n"
+    )
+    assert commands_of(block, "a.md") == [
+        DocCommand("a.md", 4, "kubectl get ftjob", ("bot  Running",))
+    ]
+
+
 def test_a_block_without_an_end() -> None:
     with pytest.raises(Malformed, match="line 2"):
         commands_of("text\n```console cluster\n$ ls\n")
