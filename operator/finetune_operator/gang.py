@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Literal
 
 from finetune_operator import waiting
@@ -91,6 +92,7 @@ def state(facts: Facts, found: Sequence[Member], events: Sequence[Object] = ()) 
         ran=_ran(facts.processes, newest),
         waiting=_waiting(facts, live, running, ends, events),
         stopped_at=_stopped_at(facts, live),
+        replaced=_replaced(facts, found),
         withdrawn=facts.suspended and not facts.finished and not live and bool(ends),
         held=facts.suspended and not facts.finished and not facts.queue,
         platform_status=facts.word,
@@ -218,6 +220,20 @@ def _ran(processes: int, newest: Mapping[int, Member]) -> bool:
     starts = [member.started for member in newest.values() if member.started is not None]
     ends = [member.end.at for member in newest.values() if member.end is not None]
     return len(starts) >= processes and (not ends or max(starts) <= min(ends))
+
+
+def _replaced(facts: Facts, found: Sequence[Member]) -> str:
+    """Return the pod whose place another has taken; empty where none was taken.
+
+    The controller makes another for one that was deleted before it ran, and nobody knows what the
+    others have begun with the first.
+    """
+    if facts.finished or facts.suspended or facts.deleted_at is not None:
+        return ""
+    for before, after in pairwise(found):
+        if before.index == after.index and after.exists and after.end is None:
+            return str(look(before.pod, "metadata", "name") or facts.name)
+    return ""
 
 
 def _stopped_at(facts: Facts, live: Sequence[Member]) -> datetime | None:

@@ -66,6 +66,8 @@ class ChildState:
     waiting: Waiting | None = None
     stopped_at: datetime | None = None
     """When it was told to end."""
+    replaced: str = ""
+    """A process of the gang whose place another has taken: the gang cannot be whole any more."""
     withdrawn: bool = False
     """Its processes were ended because it was suspended from outside, and none is left."""
     held: bool = False

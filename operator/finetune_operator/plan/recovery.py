@@ -273,6 +273,11 @@ def told_to_stop(s: Situation) -> Situation:
         return _after(s, of_class("DeadlineExceeded", s.now)) if spent and not started else s
     if live.suspend:
         return s.with_ledger(stopping="Stopped")
+    if child.replaced:
+        cause = classify(s.stage, child.ends) or of_class("LostInfrastructure", s.now)
+        text = f"{cause.message[:900]}; another took the place of {child.replaced}"
+        failure = replace(cause, message=text).failure(text_of(s.now))
+        return s.with_ledger(stopping=cause.class_, last_failure=failure)
     if s.deadline is not None and s.now >= s.deadline:
         return s.with_ledger(stopping="DeadlineExceeded")
     if s.start_deadline is not None and s.now >= s.start_deadline:
