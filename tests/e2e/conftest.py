@@ -15,8 +15,9 @@ import pytest
 from harness import chart
 from harness.cluster import Cluster
 from harness.cluster import cluster as running_cluster
+from harness.commands import run
 from harness.disturbed import SPEC
-from harness.images import Image, operator_image, trainer_image
+from harness.images import REGISTRY, Image, operator_image, trainer_image
 from harness.installation import install_operator
 from harness.stage_config import merged
 from harness.tenant import Kept, Tenant, fill, make_tenant
@@ -62,6 +63,16 @@ def upgrade(cluster: Cluster, images: tuple[Image, Image]) -> Callable[[], None]
     """Replace the operator by its image under another tag, as a next version comes."""
     operator, trainer = images
     return lambda: install_operator(cluster, operator.tagged("next"), trainer, VALUES)
+
+
+@pytest.fixture(scope="session")
+def page_variables(cluster: Cluster, images: tuple[Image, Image]) -> dict[str, str]:
+    """Where and as what the images are kept, under the names that the pages use."""
+    ctr = ("ctr", "--address", cluster.runtime.socket, "--namespace", "k8s.io")
+    for image, name in zip(images, ("finetune-operator", "finetune-trainer"), strict=True):
+        copied = f"{REGISTRY}/{name}:pages"
+        run(*ctr, "images", "tag", "--force", image.reference, copied)
+    return {"REGISTRY": REGISTRY, "VERSION": "pages"}
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,88 @@
+"""A node is cut off with its pods, a second gang takes the job over, and the first one comes back.
+
+The processes of the first gang stand still while the node is away, as on a machine that is paused,
+and go on while the second gang owns the job's folder: they find its claim and change nothing.
+"""
+
+import os
+import signal
+from contextlib import contextmanager
+
+import pytest
+
+from harness.checkpoint_folders import contents
+from harness.disturbed import SPEC, Disturbed
+from harness.stage_config import merged
+from harness.tenant import processes_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@contextmanager
+def paused(pods):
+    """Stop every process of pods, the newest first; whatever happens they go on afterwards."""
+    stopped = [process for pod in pods for process in processes_of(pod)]
+    for process in reversed(stopped):
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in stopped:
+            try:
+                os.kill(process, signal.SIGCONT)
+            except ProcessLookupError:
+                continue
+
+
+def test_a_gang_that_comes_back_is_fenced(cluster, tenant, twin):
+    undisturbed = twin()
+    grace = {"checkpoint": {"gracePeriodSeconds": 10}}
+    tenant.start("parted", merged(SPEC, {"backend": "PyTorchJob", **grace}))
+    job = Disturbed(tenant, "parted")
+    before = job.trains()
+    with paused(before.pods):
+        cluster.stop_kubelet()
+        try:
+            cluster.wait_node_lost()
+            # Unreachable for a minute, told to go, the grace period, and a minute of no sign.
+            tenant.wait(
+                lambda: (
+                    tenant.status("parted")["attempt"] == 2
+                    and tenant.status("parted")["child"].get("uid")
+                ),
+                "a second attempt is made although the first gave no sign",
+                300,
+            )
+            old = {pod["metadata"]["uid"] for pod in before.pods}
+            there = {pod["metadata"]["uid"] for pod in tenant.pods("parted")}
+            assert old <= there, "nobody removes pods by force"
+        finally:
+            cluster.start_kubelet()
+        tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 90)
+        untouched = of_the_second(job.kept)
+    (resume,) = tenant.status("parted")["resumes"]
+    assert (resume["cause"], resume["fromStep"]) == ("LostInfrastructure", before.checkpoint)
+
+    def both_have_ended():
+        return all(job.kept.end(1, node) for node in (0, 1))
+
+    tenant.wait(both_have_ended, "the first gang has ended")
+    assert [job.kept.end(1, node)["exitCode"] for node in (0, 1)] == [21, 21]
+    assert job.kept.end(1)["problems"][0]["code"] == "fenced"
+    assert job.kept.end(1)["checkpoint"]["step"] == before.checkpoint
+    assert untouched.items() <= of_the_second(job.kept).items()
+
+    status = tenant.finished("parted", 240)
+    assert status["outcome"] == "Succeeded"
+    assert (status["attempt"], status["failures"], status["preemptions"]) == (2, 0, 1)
+    assert job.kept.losses() == undisturbed.losses()
+    assert job.kept.adapter() == undisturbed.adapter()
+
+
+def of_the_second(kept):
+    """The files of the second claim and of the checkpoint that it began from."""
+    return {
+        name: data
+        for name, data in contents(kept.root).items()
+        if name.startswith(("claims/", "checkpoints/2/step-")) and not name.endswith(".tmp")
+    }
