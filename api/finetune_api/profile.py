@@ -99,6 +99,8 @@ class PodSecurity(Document):
     run_as_group: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     fs_group: Id | None = None
     supplemental_groups: Annotated[list[Id], Field(max_length=32)] | None = None
+    assigned_by_cluster: bool = False
+    """Name no user, group and volume group: the cluster gives them, as OpenShift does."""
 
 
 class Variable(Document):
@@ -142,7 +144,7 @@ class Platform(Document):
     network: Literal["Offline", "HubOnly", "Open"] = "HubOnly"
     """HubOnly: preparation reads from the hub, nothing else leaves the pods."""
     model_cache: ModelCache | None = None
-    """Absent: models are kept in each job's workspace."""
+    """Not supported yet: models are kept in each job's workspace."""
     preparation_queue_name: LabelValue | None = None
     """Queue for preparation and publishing. Absent: they are not queued."""
     price: Price | None = None

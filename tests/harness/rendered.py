@@ -111,7 +111,7 @@ def _beyond_restricted(template: dict[str, Any]) -> Iterator[str]:
         yield "service links"
     if spec["restartPolicy"] != "Never":
         yield "restart policy"
-    if spec["securityContext"]["runAsUser"] < 1:
+    if spec["securityContext"].get("runAsUser", 1) < 1:
         yield "user"
     claims = [v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if _is_claim(v)]
     if len(claims) != len(set(claims)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_api.problem import Problem
 from finetune_api.profile import PodSecurity
 from finetune_operator.render import Object
 
@@ -34,12 +35,31 @@ def secured(template: Object, ids: PodSecurity) -> Object:
     return {**template, "metadata": {**metadata, "annotations": annotations}, "spec": spec}
 
 
+def problems(ids: PodSecurity) -> list[Problem]:
+    """Return one problem for each id that a profile names although the cluster is to give it."""
+    named = {"runAsUser": ids.run_as_user, "runAsGroup": ids.run_as_group, "fsGroup": ids.fs_group}
+    return [
+        Problem(
+            code="id-assigned-by-cluster",
+            field=f"spec.platform.podSecurity.{name}",
+            message=f"{name} is named, and assignedByCluster leaves it to the cluster",
+            fix="remove one of the two",
+        )
+        for name, value in named.items()
+        if ids.assigned_by_cluster and value is not None
+    ]
+
+
 def _of_pod(ids: PodSecurity) -> Object:
-    context: Object = {
-        "runAsNonRoot": True,
+    named: Object = {
         "runAsUser": DEFAULT_ID if ids.run_as_user is None else ids.run_as_user,
         "runAsGroup": DEFAULT_ID if ids.run_as_group is None else ids.run_as_group,
         "fsGroup": DEFAULT_ID if ids.fs_group is None else ids.fs_group,
+    }
+    context: Object = {
+        "runAsNonRoot": True,
+        # A cluster that gives each namespace ids of its own refuses all others.
+        **({} if ids.assigned_by_cluster else named),
         # A large workspace is not walked through again at every attempt.
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},

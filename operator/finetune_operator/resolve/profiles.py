@@ -11,8 +11,8 @@ from finetune_api.document import Document
 from finetune_api.job import JobSpec
 from finetune_api.names import ANNOTATION_DEFAULT_PROFILE
 from finetune_api.problem import Problem, Refused
-from finetune_api.profile import LabelSelector, ProfileSpec, SelectorRequirement
-from finetune_operator.render import environment
+from finetune_api.profile import LabelSelector, Platform, ProfileSpec, SelectorRequirement
+from finetune_operator.render import environment, security
 from finetune_operator.resolve import validation, wording
 from finetune_operator.resolve.paths import look
 
@@ -65,6 +65,8 @@ def profile_problems(data: Any) -> list[Problem]:
     found += _but_hidden(parsed, found)
     if isinstance(parsed, ProfileSpec):
         found += environment.problems(parsed.platform)
+        found += security.problems(parsed.platform.pod_security)
+        found += _not_supported(parsed.platform)
     defaults = spec.get("defaults", {})
     misshapen = validation.shape(defaults, "spec.defaults")
     if misshapen:
@@ -73,6 +75,20 @@ def profile_problems(data: Any) -> list[Problem]:
     part = _but_hidden(validation.parse(JobSpec, defaults, "spec.defaults"), found)
     # A profile says a part of a job; what it leaves out is the user's to write.
     return found + [problem for problem in part if problem.code != "missing-field"]
+
+
+def _not_supported(platform: Platform) -> list[Problem]:
+    """Return what a profile cannot say yet: refused, never accepted and ignored."""
+    if platform.model_cache is None:
+        return []
+    return [
+        Problem(
+            code="not-supported-model-cache",
+            field="spec.platform.modelCache",
+            message="not supported yet: a claim that holds the models of all jobs",
+            fix="remove modelCache; each job keeps its model in its workspace",
+        )
+    ]
 
 
 def _but_hidden(parsed: Document | list[Problem], found: Sequence[Problem]) -> list[Problem]:

@@ -17,6 +17,7 @@ from finetune_operator.render.placement import Placement
 from finetune_operator.render.security import secured
 from finetune_operator.render.workspace import made_by_us, made_for, shared, workspace
 from finetune_operator.resolve import profile_problems
+from harness.pod_security import violations
 from harness.rendered import CHOICES, UID, attempt_config, faults, job_of
 
 STAGES: tuple[Stage, ...] = ("prepare", "train", "publish")
@@ -190,6 +191,47 @@ def test_a_profiles_variables_reach_pods_unless_they_are_ours() -> None:
     assert [problem.field for problem in told] == [
         f"spec.platform.environment[{index}].name" for index in (2, 3, 4, 5)
     ]
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "publish"])
+def test_a_cluster_that_assigns_ids_is_named_none(stage: Any) -> None:
+    assigned = {"podSecurity": {"assignedByCluster": True, "supplementalGroups": [7000]}}
+    pod = pod_of(stage, platform=assigned)
+    assert pod["spec"]["securityContext"] == {
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "supplementalGroups": [7000],
+    }
+    assert violations(pod) == []
+    named = pod_of(stage)["spec"]["securityContext"]
+    assert [named[i] for i in ("runAsUser", "runAsGroup", "fsGroup")] == [65532, 65532, 65532]
+
+
+@pytest.mark.parametrize(
+    ("platform", "told"),
+    [
+        (
+            {"podSecurity": {"assignedByCluster": True, "runAsUser": 5, "fsGroup": 0}},
+            [
+                ("spec.platform.podSecurity.runAsUser", "id-assigned-by-cluster"),
+                ("spec.platform.podSecurity.fsGroup", "id-assigned-by-cluster"),
+            ],
+        ),
+        ({"podSecurity": {"assignedByCluster": True, "supplementalGroups": [7]}}, []),
+        ({"podSecurity": {"assignedByCluster": False, "runAsUser": 5}}, []),
+        (
+            {"modelCache": {"claimName": "models"}},
+            [("spec.platform.modelCache", "not-supported-model-cache")],
+        ),
+    ],
+)
+def test_what_a_profile_cannot_say_is_told(
+    platform: dict[str, Any], told: list[tuple[str, str]]
+) -> None:
+    found = profile_problems({"metadata": {"name": "p"}, "spec": {"platform": platform}})
+    assert [(one.field, one.code) for one in found] == told
+    assert all(one.fix for one in found)
 
 
 def test_who_is_who_in_a_gang() -> None:
