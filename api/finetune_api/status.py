@@ -72,10 +72,13 @@ class Condition(Document):
 
 
 class ResolvedRef(Document):
-    """Where the resolved job is kept."""
+    """Where the resolved job is kept, and by what it is known again."""
 
     config_map: Annotated[str, Field(max_length=253)] = ""
     digest: Digest
+    """Of the resolved job and its queue."""
+    prepared: Digest | None = None
+    """Of what preparation found and chose; it lies in a ConfigMap beside the resolved job's."""
 
 
 class Child(Document):

@@ -26,7 +26,7 @@ from finetune_api.resolved import ResolvedJob
 from finetune_api.status import JobStatus
 from finetune_operator.kube import CONFIG_MAPS, NAMESPACES, PROFILES, Kube, KubeError, Object
 from finetune_operator.observed import Live
-from finetune_operator.ownership import create_exactly, create_owned, owned_by
+from finetune_operator.ownership import create_exactly, owned_by
 from finetune_operator.render.owner import labels, metadata
 from finetune_operator.render.placement import Placement
 from finetune_operator.resolve import resolve
@@ -48,14 +48,24 @@ class Accepted:
     job: ResolvedJob
     config_map: str
     digest: str
-    platform: Platform
-    """As it was at acceptance; counts where the profile is gone or cannot be read any more."""
+    """Of everything that was written down. Status has it, which no tenant can write."""
     queue_labels: Mapping[str, str]
     """As they were at acceptance, when the profile was asked: labels can be changed later."""
 
 
 class Lost(Exception):
     """The resolved job is gone or was exchanged, and cannot be made again as it was."""
+
+
+class ProfileMissing(Exception):
+    """Nobody says any more where pods of the job may run, and as whom."""
+
+    def __init__(self, name: str) -> None:
+        """Say what is missing, and what to do."""
+        super().__init__(
+            f"FineTuneProfile {name}, with which the job was accepted, does not exist any more or"
+            " is not valid; bring it back"
+        )
 
 
 class Profiles:
@@ -131,9 +141,14 @@ class Acceptance:
         return found
 
     async def placement(self, accepted: Accepted) -> Placement:
-        """Return where pods run, as the profile says now."""
-        profile = await self.profile(accepted)
-        platform = profile.spec.platform if profile else accepted.platform
+        """Return where pods run, as the profile says now.
+
+        Raises ``ProfileMissing``: what a platform team has withdrawn starts nothing any more.
+        """
+        profile, reference = await self.profile(accepted), accepted.job.spec.profile_ref
+        if profile is None and reference is not None:
+            raise ProfileMissing(reference.name)
+        platform = profile.spec.platform if profile else Platform()
         return Placement.of(platform, accepted.queue_labels)
 
     async def profile(self, accepted: Accepted) -> Profile | None:
@@ -151,7 +166,7 @@ class Acceptance:
         now, problems = changed_spec(job, body.get("spec") or {})
         if now.active_deadline_seconds != job.spec.active_deadline_seconds and now.profile_ref:
             profile = await self._profiles.named(now.profile_ref.name)
-            refused = over_limits(now, profile) if profile else []
+            refused = over_limits(now, profile) if profile else [_no_limits(now.profile_ref.name)]
             if refused:
                 problems += tuple(refused)
                 kept = job.spec.active_deadline_seconds
@@ -159,38 +174,37 @@ class Acceptance:
         return Live.of(now, generation), problems
 
     async def prepared(
-        self, accepted: Accepted, found: PrepareReport | None
+        self, accepted: Accepted, found: PrepareReport | None, digest: str | None
     ) -> PrepareReport | None:
         """Return what preparation found and chose, frozen the first time that it is seen.
 
-        The pod that said it may vanish; what every attempt is made of must not.
+        The pod that said it may vanish; what every attempt is made of must not. Once status has
+        its digest, nothing else counts for it, whoever wrote that.
         """
         uid = accepted.job.uid
         known = self._prepared.get(uid)
         if known is not None:
             return known
         name = f"{workspace_folder(accepted.job.name, uid)}-prepared"
-        body = await self._kube.find(CONFIG_MAPS, accepted.job.namespace, name)
-        frozen = _frozen(body, uid) if body is not None else None
-        if frozen is None and found is not None:
+        if found is not None and digest in (None, digest_of(found.to_json())):
             made = _config_map(accepted.job, name, {"report.json": found.to_json()})
-            frozen = _frozen(await create_owned(self._kube, made, uid), uid) or found
+            await create_exactly(self._kube, made, uid)
+            frozen: PrepareReport | None = found
+        else:
+            body = await self._kube.find(CONFIG_MAPS, accepted.job.namespace, name)
+            frozen = _frozen(body, uid, digest) if body is not None else None
         if frozen is not None:
             self._prepared[uid] = frozen
             while len(self._prepared) > REMEMBERED:
                 self._prepared.popitem(last=False)
         return frozen
 
-    async def _resolved(self, body: Object) -> tuple[ResolvedJob, Platform, dict[str, str]]:
+    async def _resolved(self, body: Object) -> tuple[ResolvedJob, dict[str, str]]:
         """Resolve a job as it stands."""
         namespace = body["metadata"]["namespace"]
         around = await self._kube.find(NAMESPACES, None, namespace)
         namespace_labels = ((around or {}).get("metadata") or {}).get("labels") or {}
         job = resolve(body, await self._profiles.all(), namespace_labels)
-        platform = Platform()
-        if job.spec.profile_ref is not None:
-            profile = await self._profiles.named(job.spec.profile_ref.name)
-            platform = profile.spec.platform if profile else platform
         if not job.trainer_image:
             job = job.model_copy(update={"trainer_image": self._image})
         if not job.trainer_image:
@@ -202,16 +216,12 @@ class Acceptance:
                 )
             )
         own = body["metadata"].get("labels") or {}
-        return job, platform, {name: own[name] for name in _QUEUE_LABELS if name in own}
+        return job, {name: own[name] for name in _QUEUE_LABELS if name in own}
 
-    async def _write(self, made: tuple[ResolvedJob, Platform, dict[str, str]]) -> Accepted:
+    async def _write(self, made: tuple[ResolvedJob, dict[str, str]]) -> Accepted:
         """Write it down. What lies there already counts only if it is the same."""
-        job, platform, queue_labels = made
-        parts = {
-            "job.json": job.to_json(),
-            "platform.json": platform.to_json(),
-            "queue.json": queue_labels,
-        }
+        job, queue_labels = made
+        parts = {"job.json": job.to_json(), "queue.json": queue_labels}
         body = _config_map(job, _name(job.name, job.uid), parts)
         return _parsed(await create_exactly(self._kube, body, job.uid))
 
@@ -237,7 +247,7 @@ class Acceptance:
             made = await self._resolved(body)
         except Refused as refused:
             raise Lost(f"ConfigMap {name} is gone, and now: {refused}") from refused
-        if digest_of(made[0].to_json()) != digest:
+        if _digest(made[0].to_json(), made[1]) != digest:
             raise Lost(
                 f"ConfigMap {name} is gone, and resolving the job again gives something else"
                 " (the profile or the operator has changed): bring it back from a copy"
@@ -277,6 +287,15 @@ def changed_spec(job: ResolvedJob, spec: Mapping[str, Any]) -> tuple[JobSpec, tu
     return JobSpec.model_validate(now), problems
 
 
+def _no_limits(profile: str) -> Problem:
+    return Problem(
+        code="profile-missing",
+        field="spec.activeDeadlineSeconds",
+        message=f"FineTuneProfile {profile} is gone, so nobody says how far this may go",
+        fix="bring it back",
+    )
+
+
 def _field_of(name: str) -> str:
     return f"spec.{name}"
 
@@ -306,26 +325,33 @@ def _parsed(body: Object) -> Accepted:
     """
     data = body.get("data") or {}
     try:
-        raw = json.loads(data["job.json"])
+        raw, queue = json.loads(data["job.json"]), json.loads(data["queue.json"])
         return Accepted(
             job=ResolvedJob.model_validate(raw),
             config_map=body["metadata"]["name"],
-            digest=digest_of(raw),
-            platform=Platform.model_validate(json.loads(data["platform.json"])),
-            queue_labels={str(k): str(v) for k, v in json.loads(data["queue.json"]).items()},
+            digest=_digest(raw, queue),
+            queue_labels={str(k): str(v) for k, v in queue.items()},
         )
     except (KeyError, ValueError, AttributeError) as error:
         raise Lost(f"ConfigMap {body['metadata']['name']} cannot be read: {error}") from error
 
 
-def _frozen(body: Object, uid: str) -> PrepareReport | None:
+def _digest(job: Any, queue: Any) -> str:
+    return digest_of({"job": job, "queue": queue})
+
+
+def _frozen(body: Object, uid: str, digest: str | None) -> PrepareReport | None:
+    """Return the report that lies there; None unless it is this job's, and of this digest."""
     if not owned_by(body, uid):
         return None
     try:
-        found = PrepareReport.model_validate(json.loads((body.get("data") or {})["report.json"]))
+        raw = json.loads((body.get("data") or {})["report.json"])
+        found = PrepareReport.model_validate(raw)
     except (KeyError, ValueError):
+        return None
+    if digest is not None and digest_of(raw) != digest:
         return None
     return found if found.choices is not None and found.job_uid == uid else None
 
 
-__all__ = ["Acceptance", "Accepted", "Lost", "Profiles", "changed_spec"]
+__all__ = ["Acceptance", "Accepted", "Lost", "ProfileMissing", "Profiles", "changed_spec"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from finetune_api.resolved import Attempt, Choices, Stage
 from finetune_api.status import Child, ConditionType, JobStatus
 from finetune_operator import metrics
-from finetune_operator.acceptance import Accepted
+from finetune_operator.acceptance import Accepted, ProfileMissing
 from finetune_operator.kube import (
     CLAIMS,
     CONFIG_MAPS,
@@ -75,6 +75,8 @@ async def act(kube: Kube, step: Step, deed: Deed) -> Step:
                 pass
     except NameTaken as taken:
         return Wait(None, _condition(step), "NameTaken", taken.message)
+    except ProfileMissing as missing:
+        return Wait(None, _condition(step), "ProfileMissing", str(missing))
     except Forbidden as error:
         reason = "QuotaExceeded" if "exceeded quota" in error.message else "CreationForbidden"
         return Wait(None, _condition(step), reason, error.message)

@@ -111,7 +111,8 @@ class Observer:
         if backend is None:
             space = replace(space, problem=_no_backend(str(wanted)))
         reports = _reports(states, status.child)
-        prepared = await self.acceptance.prepared(accepted, _prepared(job.uid, states))
+        frozen = status.resolved.prepared if status.resolved else None
+        prepared = await self.acceptance.prepared(accepted, _prepared(job.uid, states), frozen)
         found = Observed(
             live=live,
             children=tuple(states),

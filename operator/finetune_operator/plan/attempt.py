@@ -46,9 +46,10 @@ def start(s: Situation) -> Step | None:
     if choices is None:
         return Wait(
             None,
-            "Prepared",
+            "Recovering" if s.ledger.attempt > 1 else "Running",
             "PreparationMissing",
-            "the report of the preparation cannot be read",
+            "what preparation found is gone, or is not what it was: bring it back from a copy, or"
+            " create the job again",
         )
     resources = s.job.spec.resources
     return StartAttempt(

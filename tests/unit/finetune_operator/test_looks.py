@@ -135,7 +135,7 @@ def test_a_resolved_job_made_by_somebody_else_is_not_believed():
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": "bot-00000000-resolved", "ownerReferences": [owner]},
-        "data": {"job.json": "{}", "platform.json": "{}", "queue.json": "{}"},
+        "data": {"job.json": "{}", "queue.json": "{}"},
     }
     looks.api.create(MAPS, forged)
     looks.settle()
@@ -148,25 +148,33 @@ def test_a_resolved_job_made_by_somebody_else_is_not_believed():
 
 
 def test_a_profile_that_goes_takes_nothing_from_a_job_that_runs():
-    looks = Looks(
-        script=lambda stage, attempt, node: Run(
-            exit_code=143 if attempt == 1 and stage == "train" else 0
-        )
-    )
+    """What runs goes on; nothing starts before the profile is back."""
+    looks = Looks(script=lambda stage, *_: Run(forever=stage == "train"))
     annotations = {"finetune.dev/is-default-profile": "true"}
-    spec = {"platform": {"podLabels": {"team": "blue"}}}
-    looks.api.create(
-        PROFILES, {"metadata": {"name": "p", "annotations": annotations}, "spec": spec}
-    )
+    profile = {"metadata": {"name": "p", "annotations": annotations}}
+    profile["spec"] = {"platform": {"podLabels": {"team": "blue"}}}
+    looks.api.create(PROFILES, profile)
     looks.create()
-    for _ in range(3):
-        looks.turn()
+    running(looks)
     looks.api.request("DELETE", f"{PROFILES}/p")
     looks.restart()
-    status = looks.live()
+    looks.settle()
 
-    assert status["outcome"] == "Succeeded"
-    assert status["preemptions"] == 1
+    assert looks.status["phase"] == "Running"
+    looks.player.script = lambda *_: Run()
+    for _ in range(4):
+        looks.turn()
+    assert looks.status["phase"] == "Publishing"
+    assert looks.conditions()["Running"] == (
+        "False",
+        "ProfileMissing",
+        "FineTuneProfile p, with which the job was accepted, does not exist any more or is not"
+        " valid; bring it back",
+    )
+    assert "bot-publish" not in looks.children()
+    looks.api.create(PROFILES, profile)
+    looks.profiles.changed()
+    assert looks.live()["outcome"] == "Succeeded"
     template = looks.api.get(f"{CHILDREN}/bot-publish")["spec"]["template"]
     assert template["metadata"]["labels"]["team"] == "blue"
 
