@@ -34,6 +34,7 @@ IMAGES: Object = {
     "trainerImage": "registry.example/finetune-trainer@sha256:" + "c" * 64,
 }
 """Values without which nothing is rendered."""
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 RIGHTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
 _PLURALS = {
     "Namespace": "namespaces",
