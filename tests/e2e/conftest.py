@@ -23,7 +23,15 @@ from harness.stage_config import merged
 from harness.tenant import Kept, Tenant, fill, make_tenant
 from harness.tiny_model import make_tiny_model
 
-ORDER = ("test_broken_input", "test_quickstart", "test_preemption", "test_disruptions")
+ORDER = (
+    "test_broken_input",
+    "test_quickstart",
+    "test_preemption",
+    "test_disruptions",
+    "test_rights",
+    "test_split_brain",
+    "test_pages",
+)
 MAINTENANCE = "example.com/maintenance"
 VALUES: dict[str, Any] = {
     # What runs the cluster stays on a node that is emptied.
@@ -31,6 +39,8 @@ VALUES: dict[str, Any] = {
     # Progress is seen in jobs that take less than the usual minute.
     "settings": {"progressSeconds": 2},
 }
+
+_START_SECONDS = 900
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

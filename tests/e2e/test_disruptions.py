@@ -40,7 +40,7 @@ def hungry(tenant):
     """A job of one pod whose memory is limited to a little more than it needs."""
     spec = {
         "training": {"maxSteps": 100_000},
-        "resources": {"memory": "1500Mi", "cpu": "1"},
+        "resources": {"memory": "1400Mi", "cpu": "1", "sharedMemory": "2Gi"},
         "backend": "Job",
         "checkpoint": {"everySteps": 1000},
     }
@@ -97,7 +97,7 @@ def test_a_container_that_uses_too_much_memory_fails_its_job(tenant, hungry):
     """The kernel kills the process that trains when the pod's memory disk is filled."""
     tenant.wait(lambda: tenant.kept(hungry).steps(1), "it trains")
     (pod,) = tenant.running(hungry)
-    fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=1000"
+    fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=1400"
     tenant.kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", fill, check=False)
     status = tenant.finished(hungry, 60)
     assert (status["outcome"], status["attempt"]) == ("Failed", 1)

@@ -54,7 +54,7 @@ class Disturbed:
             f"{self.name} ended at attempt {status['attempt']} before it was disturbed:"
             f" {status.get('lastFailure')}"
         )
-        if status.get("attempt") != self.attempt or not status.get("child", {}).get("uid"):
+        if status.get("attempt") != self.attempt or not (status.get("child") or {}).get("uid"):
             return None
         pods = self.tenant.running(self.name)
         if len(pods) != 2:
@@ -113,7 +113,7 @@ class Disturbed:
         # What was reached and not saved is trained again: less than one cadence.
         assert self._reached(ended) - resumed["step"] <= EVERY
         manifest = self.kept.manifest(place)
-        assert {entry["rank"] for entry in manifest["files"]} == {0, 1}
+        assert {file.get("rank", 0) for file in manifest["files"]} == {0, 1}
         if together:
             ends = [self.kept.end(ended, node) for node in (0, 1)]
             assert [end["exitCode"] for end in ends] == [143, 143], ends

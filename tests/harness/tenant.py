@@ -20,9 +20,9 @@ from harness.stage_config import merged, write_rows
 
 QUOTA = {
     "requests.cpu": "16",
-    "limits.cpu": "64",
-    "requests.memory": "24Gi",
-    "limits.memory": "96Gi",
+    "limits.cpu": "128",
+    "requests.memory": "64Gi",
+    "limits.memory": "384Gi",
     "requests.nvidia.com/gpu": "8",
     "persistentvolumeclaims": "60",
     "pods": "60",
@@ -30,7 +30,7 @@ QUOTA = {
 LIMITS = {
     "type": "Container",
     "default": {"cpu": "2", "memory": "6Gi"},
-    "defaultRequest": {"cpu": "50m", "memory": "256Mi"},
+    "defaultRequest": {"cpu": "50m", "memory": "1Gi"},
     "max": {"cpu": "8", "memory": "16Gi"},
 }
 """What a pod that asks for nothing gets; every pod of ours does without a word of its own."""
