@@ -1,4 +1,4 @@
-"""Write ``docs/reference.md`` from the code: exit codes, failure classes, problem codes, metrics.
+"""Write ``docs/reference.md`` from the code: exit codes, reasons, problem codes, metrics.
 
 python docs/reference.py --write | --check
 """
@@ -14,6 +14,7 @@ from typing import get_args
 
 from finetune_api import status
 from finetune_api.exit_codes import FINAL, ExitCode
+from finetune_api.reasons import ACTION, NORMAL
 from finetune_api.rule import Rule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +65,15 @@ def page() -> str:
         ("Failure classes (`status.lastFailure.class`)", status.FailureClass),
     ):
         lines.append(f"- {name}: {', '.join(f'`{word}`' for word in get_args(literal))}")
+    lines += ["", "## Reasons of conditions and Events", ""]
+    lines += [
+        "Beside the failure classes, and for a job that is not accepted the code of its first"
+    ]
+    lines += ["problem: `over-limit` is `OverLimit`.", ""]
+    lines += ["| reason | meaning | what to do |", "|---|---|---|"]
+    lines += [f"| `{name}` | {text} | {fix} |" for name, (text, fix) in sorted(ACTION.items())]
+    lines += ["", "Nobody has to do anything:", ""]
+    lines += [f"- `{name}`: {text}" for name, text in sorted(NORMAL.items())]
     lines += ["", "## Problem codes", "", "`…` stands for a value.", ""]
     lines += ["| code | message | fix |", "|---|---|---|"]
     lines += [f"| `{code}` | {text} | {fix} |" for code, (text, fix) in sorted(problems().items())]
