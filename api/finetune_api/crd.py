@@ -393,8 +393,8 @@ def main(arguments: list[str] | None = None) -> int:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
             stale.append(str(path))
-    for path in stale:
-        sys.stderr.write(f"{path} is not current; fix: make crds\n")
+    for name in stale:
+        sys.stderr.write(f"{name} is not current; fix: make crds\n")
     return 1 if stale else 0
 
 
