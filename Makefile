@@ -52,16 +52,44 @@ test-trainer: setup  ## the real trainer on a tiny model: minutes
 
 .PHONY: test-cluster
 test-cluster: setup  ## a real etcd and kube-apiserver, built the first time
+	@PYTHONPATH=tests $(BIN)/python -m harness.binaries etcd kube-apiserver kubectl helm kube-score
+	@$(PYTEST) --durations 10 tests/cluster $(ARGS)
+
+.PHONY: binaries
+binaries: setup  ## the real components that tests run against, built from their sources once
 	@PYTHONPATH=tests $(BIN)/python -m harness.binaries
-	@$(PYTEST) tests/cluster $(ARGS)
+
+.PHONY: images
+images: setup  ## the operator's and the trainer's image, built by buildah on Debian's packages
+	@PYTHONPATH=tests $(BIN)/python -m harness.images
+
+.PHONY: e2e
+e2e: binaries images  ## a real node with real pods of the built images; needs root on Debian
+	@$(BIN)/python tests/layers.py e2e
+
+.PHONY: test-e2e
+test-e2e:
+	@$(PYTEST) --durations 15 tests/e2e $(ARGS)
+
+.PHONY: cluster
+cluster: setup  ## a cluster of one node on this machine, with the operator; needs root on Debian
+	@PYTHONPATH=tests $(BIN)/python -m harness.cluster up
+
+.PHONY: cluster-down
+cluster-down: setup  ## stop it and leave nothing of it
+	@PYTHONPATH=tests $(BIN)/python -m harness.cluster down
 
 .PHONY: crds
 crds: setup  ## write crds/ from api/
-	@$(BIN)/python -m finetune_api.crd --write crds/
+	@$(BIN)/python -m finetune_api.crd --write crds/ --chart charts/finetune-operator
 
 .PHONY: crds-check
 crds-check: setup  ## fail when crds/ is not what api/ says
-	@$(BIN)/python -m finetune_api.crd --check crds/
+	@$(BIN)/python -m finetune_api.crd --check crds/ --chart charts/finetune-operator
+
+.PHONY: chart
+chart: setup crds  ## write what is made from the chart: golden renders, table of its values
+	@PYTHONPATH=tests $(BIN)/python -m harness.chart
 
 .PHONY: reference
 reference: setup  ## write docs/reference.md from the code
@@ -71,7 +99,7 @@ reference: setup  ## write docs/reference.md from the code
 bench: setup  ## a benchmark that prints a table: make bench B=trainer
 	@if [ -z "$(B)" ] || ! [ -f "tests/bench/$(B).py" ]; then \
 	echo "say which: make bench B=name, one of: $$(cd tests/bench && ls *.py | sed 's/\.py$$//' | xargs)"; exit 2; fi
-	@$(BIN)/python tests/bench/$(B).py $(ARGS)
+	@$(BIN)/python -P tests/bench/$(B).py $(ARGS)
 
 .PHONY: lock
 lock: setup  ## resolve requirements/*.txt again from pyproject.toml; versions stay where they can

@@ -52,6 +52,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return "cluster" in getattr(item, "fixturenames", ()), late
 
     items.sort(key=place)
+    first = next((item for item in items if place(item)[0]), None)
+    if first is not None:  # it waits for the cluster too: minutes when the images are new
+        own = first.get_closest_marker("timeout")
+        first.add_marker(pytest.mark.timeout(_START_SECONDS + (own.args[0] if own else 300)))
 
 
 @pytest.fixture(scope="session")

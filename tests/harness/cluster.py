@@ -180,7 +180,7 @@ def cluster(
     Pods find ``images`` beside a busybox. A kubelet that is silent for ``node_grace`` seconds makes
     the node NotReady. Raises RuntimeError that says what to do where none can run.
     """
-    with _alone():
+    with alone():
         machine.check()
         began = time.monotonic()
         folder = _new_folder()
@@ -203,7 +203,7 @@ def _timed(say: Say, began: float) -> Say:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Hold the one place for a cluster on this machine; clear away what a killed one left."""
     cache().mkdir(parents=True, exist_ok=True)
     with (cache() / "lock").open("w") as lock:
@@ -224,7 +224,7 @@ def _alone() -> Iterator[None]:
 
 def clear() -> None:
     """Remove what a cluster that was killed left; raises RuntimeError where one runs."""
-    with _alone():
+    with alone():
         pass
 
 
@@ -259,7 +259,11 @@ def _new_folder() -> Path:
 
 def _taken() -> str:
     found = running()
-    who = f"process {found.pid}, folder {found.folder}" if found else "it is just starting"
+    who = (
+        f"process {found.pid}, folder {found.folder}"
+        if found
+        else "it starts, or its images are in use"
+    )
     return (
         f"a cluster runs on this machine already ({who}), and there is room for one: "
         "stop it with make cluster-down, or wait for the tests that use it"

@@ -108,7 +108,7 @@ def up() -> None:
         from harness.installation import install_operator
 
         install_operator(access, operator, trainer)
-    with _step(f"namespace {TEAM} with models and datasets"):
+    with _step(f"namespace {TEAM} with volumes models, datasets and output"):
         _make_team(access)
     _write_kubeconfig(access)
     print(f"up in {time.monotonic() - began:.0f} s")
@@ -233,6 +233,7 @@ def _make_team(access: Access) -> None:
     tenant = make_tenant(access, TEAM)
     shutil.copytree(_MODEL, tenant.claim("models") / _MODEL.name)
     shutil.copytree(ROOT / "examples/datasets", tenant.claim("datasets"), dirs_exist_ok=True)
+    tenant.claim("output")
 
 
 def _write_kubeconfig(access: Access) -> None:

@@ -18,6 +18,7 @@ from harness.program import Program
 
 _NAMESPACE = "k8s.io"
 _PLUGINS = "/usr/lib/cni"
+_LARGE = 1 << 30
 
 
 class ImageArchive(Protocol):
@@ -85,6 +86,8 @@ class Runtime:
             if reference in there and known.get(reference) == mark:
                 continue
             began = time.monotonic()
+            if facts.st_size > _LARGE:
+                say(f"image {reference} of {facts.st_size >> 20} MiB is being imported ...")
             run(*self._ctr("images", "import", image.archive), timeout=1800)
             if reference not in self.images():
                 raise RuntimeError(f"{image.archive} does not hold {reference}")

@@ -23,6 +23,7 @@ _PACKAGES = {
     "openssl": "openssl",
     "conntrack": "conntrack",
     "mount": "mount",
+    "modprobe": "kmod",
 }
 _FILES = {
     "/usr/lib/cni/bridge": "containernetworking-plugins",
@@ -30,6 +31,7 @@ _FILES = {
 }
 _SYSCTLS = (
     "net/ipv4/ip_forward",
+    "net/bridge/bridge-nf-call-iptables",
     "net/ipv4/conf/all/route_localnet",
     "net/ipv4/conf/all/forwarding",
     "net/ipv4/conf/default/forwarding",
@@ -85,6 +87,7 @@ def check() -> None:
         raise RuntimeError(
             "another Kubernetes node's rules are in iptables: two nodes cannot share a machine"
         )
+    network.load_modules()
 
 
 def record(folder: Path) -> None:

@@ -20,6 +20,7 @@ SERVICES = "10.96.0.0/16"
 _CHAIN = "FINETUNE-INPUT"
 _OURS = re.compile(r"KUBE-|CNI-|FINETUNE-")
 FAMILIES = ("iptables", "ip6tables")
+_BRIDGED = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 _NAMESPACES = Path("/run/netns")
 
 
@@ -33,12 +34,22 @@ def foreign_node() -> bool:
     return not exists() and any("KUBE-" in _rules(command, "nat") for command in FAMILIES)
 
 
+def load_modules() -> None:
+    """Load what a kernel may have as a module; one that has it built in needs nothing."""
+    for module in ("overlay", "br_netfilter"):
+        attempt("modprobe", module)
+
+
 def make() -> None:
     """Make the bridge, and keep pods from anything beyond it."""
+    if _BRIDGED.exists():  # else answers of a service's pods go past its address translation
+        _BRIDGED.write_text("1")
     run("ip", "link", "add", BRIDGE, "type", "bridge")
     run("ip", "addr", "add", PODS.replace("10.244.0.0", ADDRESS), "dev", BRIDGE)
     run("ip", "link", "set", BRIDGE, "up")
     run("iptables", "-w", "-I", "FORWARD", "-i", BRIDGE, "!", "-o", BRIDGE, "-j", "REJECT")
+    # Where something else on the machine lets nothing pass by default, pods reach each other still.
+    run("iptables", "-w", "-I", "FORWARD", "-i", BRIDGE, "-o", BRIDGE, "-j", "ACCEPT")
     run("iptables", "-w", "-N", _CHAIN)
     for inside in ("lo", BRIDGE):
         run("iptables", "-w", "-A", _CHAIN, "-i", inside, "-j", "RETURN")
