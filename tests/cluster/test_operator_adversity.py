@@ -9,7 +9,7 @@ import time
 import pytest
 
 from harness.control_plane import ApiError
-from harness.jobs import Jobs, playing
+from harness.jobs import MERGE, Jobs, playing
 from harness.operator_driver import make_namespace, operator, wait_for
 from harness.pod_player import PodPlayer, Run
 
@@ -335,3 +335,137 @@ def test_what_a_tenant_does_to_the_config_maps_changes_no_training(plane, api, j
     )
     assert "found-2-0-abcde" not in unread[1]
     assert jobs.counted("found") == jobs.counted("deleted") == ("Succeeded", 2, 0, 1)
+
+
+def template_of(jobs, child):
+    return jobs.find("jobs", child)["spec"]["template"]
+
+
+def resolved_of(jobs, child):
+    """What a child's processes are told of the job."""
+    data = jobs.find("configmaps", f"{child}-config")["data"]["job.json"]
+    return json.loads(data)["job"]
+
+
+def test_a_profile_that_changes_places_the_next_attempt_and_changes_no_training(
+    plane, api, jobs, tmp_path
+):
+    """Changed: the next attempt runs elsewhere. Removed: what runs goes on, nothing new starts."""
+    profiles = "/apis/finetune.dev/v1alpha1/finetuneprofiles"
+
+    def profile(team, epochs):
+        defaults = {"training": {"epochs": epochs}}
+        platform = {"podLabels": {"team": team}, "zones": [f"zone-{team}"]}
+        spec = {"defaults": defaults, "platform": platform}
+        return {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneProfile", "spec": spec}
+
+    names = ("moved", "removed")
+    for name in names:
+        body = {**profile("blue", 2), "metadata": {"name": f"adversity-{name}"}}
+        api.create(profiles, body)
+    player = PodPlayer(api, jobs.namespace, first_try_of("train"))
+    log = tmp_path / "operator.log"
+    with playing(player), operator(plane.kubeconfig, jobs.namespace, log, *QUICK) as process:
+        for name in names:
+            jobs.submit(name, profileRef={"name": f"adversity-{name}"})
+        for name in names:
+            wait_for(lambda name=name: jobs.phase(name) == "Running", process)
+        patch = {"spec": profile("red", 5)["spec"]}
+        api.request("PATCH", f"{profiles}/adversity-moved", patch, MERGE)
+        api.delete(f"{profiles}/adversity-removed")
+        time.sleep(2)
+        runs = [jobs.phase(name) for name in names]
+        first = template_of(jobs, "moved-1"), resolved_of(jobs, "moved-1")
+        for name in names:
+            player.preempt(f"{name}-1-0-abcde")
+        wait_for(lambda: jobs.condition("removed", "Recovering")[1] == "ProfileMissing", process)
+        waits = jobs.condition("removed", "Recovering"), list(player.made)
+        wait_for(lambda: jobs.outcome("moved"), process)
+        second = template_of(jobs, "moved-publish"), resolved_of(jobs, "moved-publish")
+        api.create(profiles, {**profile("green", 3), "metadata": {"name": "adversity-removed"}})
+        wait_for(lambda: jobs.outcome("removed"), process)
+        last = template_of(jobs, "removed-publish"), resolved_of(jobs, "removed-publish")
+
+    for name in names:
+        api.delete(f"{profiles}/adversity-{name}")
+    assert runs == ["Running", "Running"]
+    assert waits[0] == (
+        "True",
+        "ProfileMissing",
+        "FineTuneProfile adversity-removed, with which the job was accepted, does not exist any"
+        " more or is not valid; bring it back",
+    )
+    assert "removed-2-0-abcde" not in waits[1]
+    seen = ((first, "blue"), (second, "red"), (last, "green"))
+    for (template, resolved), team in seen:
+        assert template["metadata"]["labels"]["team"] == team
+        assert f"zone-{team}" in json.dumps(template["spec"]["affinity"])
+        assert resolved["spec"]["training"]["epochs"] == 2
+    assert first[1] == second[1]
+    assert [jobs.counted(name) for name in names] == [("Succeeded", 2, 0, 1)] * 2
+
+
+def test_what_happens_while_no_operator_runs_is_met_by_the_next(plane, api, jobs, tmp_path):
+    """Suspended, deleted, its status edited or taken away, its child or pod gone, ended unseen."""
+    names = ("suspended", "deleted", "stripped", "edited", "childless", "ended", "failed")
+    player = PodPlayer(api, jobs.namespace, first_try_of("train"))
+    log = tmp_path / "operator.log"
+    runs = Run()
+    with playing(player):
+        with operator(plane.kubeconfig, jobs.namespace, log, *QUICK) as process:
+            uids = {name: jobs.submit(name) for name in names}
+            for name in names:
+                wait_for(lambda name=name: jobs.phase(name) == "Running", process)
+        owned = {
+            body["metadata"]["name"]: body["metadata"].get("ownerReferences", [{}])[0].get("uid")
+            for plural in ("jobs", "configmaps", "persistentvolumeclaims")
+            for body in api.get(jobs.path(plural))["items"]
+            if body["metadata"]["name"].startswith("deleted")
+        }
+        jobs.change("finetunejobs", "suspended", {"spec": {"suspend": True}})
+        jobs.delete("finetunejobs", "deleted")
+        status = jobs.status("edited")
+        forged = {"attempt": 7, "failures": 2, "child": {"kind": "Job", "name": "x", "uid": "y"}}
+        jobs.change("finetunejobs", "edited", {"status": {**status, **forged}}, "status")
+        jobs.change("finetunejobs", "stripped", {"status": None}, "status")
+        jobs.delete("jobs", "childless-1")
+        player.scripts["ended"] = lambda *_: runs
+        player.scripts["failed"] = lambda stage, attempt, node: Run(
+            exit_code=1 if attempt == 1 and stage == "train" else 0, step=40, checkpoint=40
+        )
+        player.collects = True
+        finished = [lambda: jobs.find("jobs", "ended-1")["status"].get("completionTime")]
+        finished += [lambda: jobs.find("jobs", "failed-1")["status"].get("failed")]
+        finished += [lambda: jobs.find("pods", "childless-1-0-abcde") is None]
+        finished += [lambda: jobs.find("pods", "deleted-1-0-abcde") is None]
+        for one in finished:
+            wait_for(one)
+        jobs.delete("pods", "ended-1-0-abcde")  # with all that it said
+        with operator(plane.kubeconfig, jobs.namespace, log, *QUICK) as process:
+            wait_for(lambda: jobs.phase("suspended") == "Suspended", process)
+            rests = jobs.status("suspended"), jobs.find("pods", "suspended-1-0-abcde")
+            jobs.change("finetunejobs", "suspended", {"spec": {"suspend": False}})
+            player.scripts["stripped"] = player.scripts["edited"] = lambda *_: runs
+            for name in names:
+                if name != "deleted":
+                    wait_for(lambda name=name: jobs.outcome(name), process)
+            left = [name for name in jobs.names("jobs") if name.startswith("deleted")]
+
+    assert set(owned.values()) == {uids["deleted"], None}
+    assert [name for name, owner in owned.items() if owner is None] == ["deleted-workspace"]
+    assert left == []
+    assert rests[0]["checkpoint"]["step"] == 30
+    assert rests[1] is None
+    counted = {name: jobs.counted(name) for name in names if name != "deleted"}
+    assert counted == {
+        "suspended": ("Succeeded", 2, 0, 0),
+        # The ledger of its attempts is gone; what runs is taken up again, and nothing runs twice.
+        "stripped": ("Succeeded", 1, 0, 0),
+        "edited": ("Succeeded", 8, 2, 1),
+        "childless": ("Succeeded", 2, 0, 1),
+        "ended": ("Succeeded", 1, 0, 0),
+        "failed": ("Succeeded", 2, 1, 0),
+    }
+    assert jobs.causes("childless") == [("LostInfrastructure", 30)]
+    assert jobs.causes("failed") == [("Crashed", 40)]
+    assert player.most_alive == dict.fromkeys(names, 1)
