@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from harness.commands import attempt, run
@@ -144,4 +145,4 @@ def _leads_to_us(rule: str) -> bool:
     if _OURS.match(words[1]):
         return False  # in a chain that is flushed as a whole
     target = words[words.index("-j") + 1] if "-j" in words else ""
-    return bool(_OURS.match(target)) or f"-i {BRIDGE}" in rule
+    return bool(_OURS.match(target)) or ("-i", BRIDGE) in pairwise(words)

@@ -1,0 +1,108 @@
+"""Where no node can run, what is said; which images and rules belong to a cluster of ours."""
+
+import hashlib
+import json
+import tarfile
+
+import pytest
+
+from harness import containerd, machine, network, scratch_images
+
+
+@pytest.fixture
+def debian(monkeypatch):
+    """A machine on which a node can run."""
+    monkeypatch.setattr(machine.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(machine, "missing_packages", list)
+    monkeypatch.setattr(network, "exists", lambda: False)
+    monkeypatch.setattr(network, "foreign_node", lambda: False)
+    monkeypatch.setattr(network, "load_modules", lambda: None)
+    return monkeypatch
+
+
+def test_a_machine_that_has_all_is_taken(debian):
+    machine.check()
+
+
+def test_without_root_it_says_so(debian):
+    debian.setattr(machine.os, "geteuid", lambda: 1000)
+    with pytest.raises(RuntimeError, match="a node needs root"):
+        machine.check()
+
+
+def test_missing_packages_come_with_the_command(debian):
+    debian.setattr(machine, "missing_packages", lambda: ["containerd", "runc"])
+    with pytest.raises(RuntimeError) as refused:
+        machine.check()
+    assert str(refused.value) == (
+        "packages of a node are not installed; run: "
+        "apt-get install --yes --no-install-recommends containerd runc"
+    )
+
+
+def test_another_users_cluster_is_named(debian):
+    debian.setattr(network, "exists", lambda: True)
+    with pytest.raises(RuntimeError, match="interface finetune0 is there"):
+        machine.check()
+
+
+def test_another_kubernetes_is_named(debian):
+    debian.setattr(network, "foreign_node", lambda: True)
+    with pytest.raises(RuntimeError, match="another Kubernetes node's rules are in iptables"):
+        machine.check()
+
+
+def test_packages_are_missed_by_what_they_bring(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "_FILES", {str(tmp_path / "bridge"): "network-plugins"})
+    for command in ("containerd", "ctr", "iptables", "ip", "openssl", "mount", "modprobe"):
+        (tmp_path / command).touch(mode=0o755)
+    assert machine.missing_packages() == ["conntrack", "network-plugins", "runc"]
+
+
+def test_other_tags_of_what_is_wanted_are_outdated():
+    there = {
+        "finetune.local/trainer:old",
+        "finetune.local/trainer:new",
+        "finetune.local/operator:old",
+        "finetune.local/pause:1",
+        "sha256:0123",
+    }
+    assert containerd._outdated(there, ["finetune.local/trainer:new"]) == [
+        "finetune.local/trainer:old"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "ours"),
+    [
+        ("-A INPUT -j FINETUNE-INPUT", True),
+        ("-A FORWARD -i finetune0 ! -o finetune0 -j REJECT", True),
+        ('-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES', True),
+        ("-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT", True),
+        ("-A INPUT -i eth0 -j DROP", False),
+        ("-A FORWARD -i finetune01 -j DROP", False),
+        ("-A INPUT -p tcp", False),
+        ("-A KUBE-SERVICES -j KUBE-SVC-1", False),  # goes when its chain is flushed
+    ],
+)
+def test_only_rules_of_the_cluster_are_removed(rule, ours):
+    assert network._leads_to_us(rule) is ours
+
+
+def test_an_image_of_one_program_holds_it(tmp_path):
+    image = scratch_images._made(tmp_path, "finetune.local/one:1", ["/one"], {"one": b"\x7fELF"})
+    again = scratch_images._made(tmp_path, "finetune.local/one:1", ["/one"], {"one": b"\x7fELF"})
+    other = scratch_images._made(tmp_path, "finetune.local/one:1", ["/one"], {"one": b"other"})
+
+    assert again == image
+    assert other.archive != image.archive
+    with tarfile.open(image.archive) as archive:
+        (manifest,) = json.load(archive.extractfile("manifest.json"))
+        configuration = archive.extractfile(manifest["Config"]).read()
+        layer = archive.extractfile(manifest["Layers"][0]).read()
+    assert manifest["RepoTags"] == ["finetune.local/one:1"]
+    assert manifest["Config"] == f"{hashlib.sha256(configuration).hexdigest()}.json"
+    facts = json.loads(configuration)
+    assert facts["rootfs"]["diff_ids"] == [f"sha256:{hashlib.sha256(layer).hexdigest()}"]
+    assert facts["config"]["Cmd"] == ["/one"]
