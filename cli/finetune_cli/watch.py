@@ -47,6 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _local(layout: Layout, *, once: bool) -> int:
     record = read_record(layout.status)
     view = open_view()
+    view.say(f"{record.metadata.name}  {layout.root.resolve()}")
     try:
         while True:
             view.show(record, read(Progress, layout.progress, record.metadata.uid))

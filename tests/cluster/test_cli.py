@@ -255,7 +255,8 @@ def test_watch_from_the_first_word_to_success(plane, api, namespace, job, tmp_pa
     assert code == 0
     began = api.get(f"{JOBS.format(namespace=namespace)}/bot")["metadata"]["creationTimestamp"]
     assert began
-    assert lines[:8] == [
+    assert lines[:9] == [
+        f"bot  namespace {namespace} of context tests",
         "preparing  try 1: reading model and data",
         "queued     0/1 nodes are available: 1 Insufficient cpu",
         "prepared   60 rows, 9,000 trained tokens (31%)",
@@ -279,6 +280,7 @@ def test_watch_ends_with_one_and_the_fix_when_a_job_fails(plane, api, namespace,
     assert ended(plane.kubeconfig, tmp_path, "watch", "bot", "-n", namespace) == (
         1,
         [
+            f"bot  namespace {namespace} of context tests",
             "bot  Failed/InvalidData: train.jsonl:17: no assistant turn, nothing to learn from"
             " [no-assistant-turn]",
             "  fix: add the answer",
@@ -348,7 +350,7 @@ def test_what_a_newer_operator_says_is_left_out(plane, api, namespace, job, tmp_
     """The API server prunes what the definition does not know; the phase word is a plain string."""
     write(api, namespace, {**running(1, 10), "trainerStatus": "SomethingNew"})
     code, lines = ended(plane.kubeconfig, tmp_path, "watch", "bot", "-n", namespace, "--once")
-    assert (code, lines[0]) == (0, "prepared   60 rows, 9,000 trained tokens (31%)")
+    assert (code, lines[1]) == (0, "prepared   60 rows, 9,000 trained tokens (31%)")
 
 
 def test_kubectl_finds_the_plugin(plane, api, namespace, job, tmp_path):

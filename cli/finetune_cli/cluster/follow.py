@@ -21,6 +21,7 @@ def follow(cluster: Cluster, job: ClusterJob, *, once: bool = False, watch: Watc
     Raises ``Refused`` where it may not be watched.
     """
     view = open_view()
+    view.say(f"{job.name}  namespace {job.namespace} of {cluster.place}")
     try:
         shown = Shown(view)
         shown.show(job)
