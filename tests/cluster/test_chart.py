@@ -1,6 +1,7 @@
 """The chart as helm renders it, without a cluster."""
 
 import csv
+import json
 import re
 import subprocess
 import tomllib
@@ -14,7 +15,9 @@ from harness import chart
 from harness.binaries import KUBE_SCORE, binary
 from harness.chart import CHART, GOLDEN, ROOT, HelmError, of_kind, rendered
 from harness.pod_security import violations
+from harness.rendered import templates
 
+RENDERS = ROOT / "tests/unit/finetune_operator/golden"
 CASES = sorted(path.name.partition(".")[0] for path in GOLDEN.glob("*.values.yaml"))
 
 
@@ -216,6 +219,12 @@ def test_a_wrong_value_is_refused_and_named(values, said):
     assert said in str(refused.value)
 
 
+def test_an_older_kubernetes_is_refused():
+    with pytest.raises(HelmError) as refused:
+        chart.render({}, "--kube-version", "1.28.9")
+    assert "chart requires kubeVersion: >=1.29.0-0" in str(refused.value)
+
+
 PINNED = {"images": {"trainer": "r/t@sha256:" + "c" * 64}}
 
 
@@ -289,6 +298,13 @@ def test_the_policy_lets_through_what_the_operator_needs_and_nothing_else():
     assert spec["ingress"] == [
         {"from": [{"namespaceSelector": {}}], "ports": [{"protocol": "TCP", "port": 8080}]}
     ]
+    (peer,) = spec["egress"][2]["to"]
+    for backend in ("indexed-job", "pytorch-job"):
+        made = json.loads((RENDERS / f"{backend}.json").read_text())
+        ((pod, _),) = templates(made)
+        assert peer["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        (trainer,) = pod["spec"]["containers"]
+        assert {"name": "progress", "containerPort": 8470, "protocol": "TCP"} in trainer["ports"]
     closed = {"networkPolicy": {"metricsFrom": []}}
     (policy,) = of_kind(rendered(closed), "NetworkPolicy")
     assert policy["spec"]["ingress"] == []
