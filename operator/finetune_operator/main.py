@@ -149,9 +149,9 @@ class Operator:
         """Return the watch of PyTorchJobs, which may be installed and removed at any time."""
         loop = asyncio.get_running_loop()
 
-        def enqueue(key: Key) -> None:
+        def enqueue(key: Key, delay: float) -> None:
             with contextlib.suppress(RuntimeError):  # the process is ending
-                loop.call_soon_threadsafe(self.queue.add, key)
+                loop.call_soon_threadsafe(self.queue.add, key, delay)
 
         return OptionalWatch(
             kube=self.kube,

@@ -6,6 +6,7 @@ import argparse
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import kopf
 from pydantic import Field, ValidationError
@@ -81,6 +82,24 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         raise
 
 
+class NoHistory(kopf.DiffBaseStorage):
+    """Keeps no earlier state of an object: nothing here asks what has changed of it.
+
+    The library's own would copy every object that a watch delivers, field by field.
+    """
+
+    def build(self, **_: Any) -> Any:
+        """Return nothing of an object."""
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        """Return what was kept of an object: nothing."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Keep nothing."""
+
+
 class Backoffs:
     """Delays without an end: a short outage of the API server must not end the process.
 
@@ -115,6 +134,7 @@ def kopf_settings(workers: int) -> kopf.OperatorSettings:
     found.peering.standalone = True
     found.scanning.disabled = True
     found.posting.enabled = False
+    found.persistence.diffbase_storage = NoHistory()
     found.execution.max_workers = workers
     return found
 

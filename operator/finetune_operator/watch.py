@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import kopf
@@ -18,13 +18,22 @@ from finetune_operator.kube import (
     PROFILES,
     Object,
     Resource,
+    is_ending,
     login,
     uid_of,
 )
 from finetune_operator.queue import Key
 
+Enqueue = Callable[[Key, float], None]
+"""(job, seconds until it is looked at)"""
+Handler = Callable[..., Awaitable[None]]
+
 LIMIT = 16_384
 """Pods whose last state is kept."""
+BURST = 0.2
+"""Seconds in which changes of children are gathered into one look; an end is looked at at once."""
+ECHO = 1.0
+"""Seconds after which a job is looked at that has changed by our own writing."""
 _KEPT = (
     "name",
     "namespace",
@@ -113,30 +122,33 @@ def is_worth_keeping(pod: Mapping[str, Any], deleted: bool) -> bool:
 
 def make_registry(
     *,
-    enqueue: Callable[[Key], None],
+    enqueue: Enqueue,
     profile_changed: Callable[[], None],
     seen: LastSeen,
 ) -> kopf.OperatorRegistry:
     """Return the handlers of the kinds that every cluster has.
 
-    They do no I/O, and what one object does to them hurts no other.
+    They do no I/O, and what one object does to them hurts no other. All are coroutines, which the
+    library calls where they are: anything else it would send to a thread.
     """
     registry = _empty_registry()
     child_changed = _child_changed(enqueue)
 
-    def job_changed(namespace: str | None, name: str | None, **_: Any) -> None:
+    async def job_changed(
+        body: kopf.Body, namespace: str | None, name: str | None, **_: Any
+    ) -> None:
         metrics.WATCH_EVENTS.labels(FINETUNE_JOBS.kind).inc()
         if namespace and name:
-            enqueue(Key(namespace, name))
+            enqueue(Key(namespace, name), ECHO if is_echo(body) else 0.0)
 
-    def profile_seen(**_: Any) -> None:
+    async def profile_seen(**_: Any) -> None:
         metrics.WATCH_EVENTS.labels(PROFILES.kind).inc()
         profile_changed()
 
-    def pod_changed(body: kopf.Body, type: str | None, **rest: Any) -> None:  # noqa: A002
+    async def pod_changed(body: kopf.Body, type: str | None, **rest: Any) -> None:  # noqa: A002
         if is_worth_keeping(body, type == "DELETED"):
             seen.keep(body)
-        child_changed(body=body, **rest)
+        await child_changed(body=body, type=type, **rest)
 
     _watch(registry, FINETUNE_JOBS, job_changed)
     _watch(registry, PROFILES, profile_seen)
@@ -146,7 +158,7 @@ def make_registry(
     return registry
 
 
-def children_registry(resource: Resource, enqueue: Callable[[Key], None]) -> kopf.OperatorRegistry:
+def children_registry(resource: Resource, enqueue: Enqueue) -> kopf.OperatorRegistry:
     """Return the handlers of one kind of children that the cluster may not have."""
     registry = _empty_registry()
     _watch(registry, resource, _child_changed(enqueue), labels={LABEL_JOB: kopf.PRESENT})
@@ -166,7 +178,7 @@ def _empty_registry() -> kopf.OperatorRegistry:
 def _watch(
     registry: kopf.OperatorRegistry,
     resource: Resource,
-    handler: Callable[..., None],
+    handler: Handler,
     **filters: Any,
 ) -> None:
     kopf.on.event(resource.group, resource.version, resource.plural, registry=registry, **filters)(
@@ -174,11 +186,25 @@ def _watch(
     )
 
 
-def _child_changed(enqueue: Callable[[Key], None]) -> Callable[..., None]:
-    def child_changed(body: kopf.Body, namespace: str | None, **_: Any) -> None:
+def is_echo(job: Mapping[str, Any]) -> bool:
+    """Tell whether a change of a job is most likely our own: its spec was looked at already."""
+    metadata, status = job.get("metadata") or {}, job.get("status") or {}
+    seen = status.get("observedGeneration")
+    return bool(seen and seen == metadata.get("generation") and not is_ending(job))
+
+
+def _child_changed(enqueue: Enqueue) -> Handler:
+    async def child_changed(
+        body: kopf.Body,
+        namespace: str | None,
+        type: str | None,  # noqa: A002
+        **_: Any,
+    ) -> None:
         metrics.WATCH_EVENTS.labels(str(body.get("kind") or "")[:64]).inc()
         job = (body.metadata.labels or {}).get(LABEL_JOB)
         if namespace and job:
-            enqueue(Key(namespace, job))
+            enqueue(
+                Key(namespace, job), 0.0 if is_worth_keeping(body, type == "DELETED") else BURST
+            )
 
     return child_changed
