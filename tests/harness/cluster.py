@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,8 @@ from harness.scratch_images import PAUSE_IMAGE, scratch_images
 
 _POLICY = Path(__file__).with_name("audit-policy.yaml")
 _HOSTS = ("kubernetes", "kubernetes.default", "kubernetes.default.svc")
+WAIT = "FINETUNE_CLUSTER_WAIT"
+"""Variable: how many seconds to wait while another cluster runs. None: it is an error at once."""
 Say = Callable[[str], None]
 
 
@@ -111,7 +113,7 @@ class Cluster(Access):
         self.runtime.program.kill()
         self.runtime.kill_containers()
         machine.unmount_under(self.runtime.state)
-        network.remove_namespaces(network.pod_namespaces())
+        network.remove_namespaces(machine.new_namespaces(self.folder))
         self.runtime.forget_run()
         self.runtime.start()
         self.start_kubelet()
@@ -120,28 +122,21 @@ class Cluster(Access):
         assert self.node_programs is not None
         return self.node_programs
 
-    def programs(self) -> list[Program]:
-        """Return everything that was started as a process."""
-        node, operator, plane = self.node_programs, self.training_operator, self.plane
-        found = [plane.etcd, plane.server, *self.controllers.values(), self.runtime.program]
-        found += [node.kubelet, node.kube_proxy, node.coredns] if node else []
-        found += [operator.program] if operator else []
-        return [program for program in found if program is not None]
-
     def stop(self) -> None:
         """Stop everything that was started; the machine is as before after ``machine.restore``."""
-        if self.provisioner:
-            self.provisioner.stop()
-        if self.training_operator:
-            self.training_operator.program.stop(2)
-        if self.node_programs:
-            self.node_programs.stop(5)
-        if self.runtime.program.running():
-            self.runtime.end_containers()
-        self.runtime.program.stop(5)
-        for program in self.controllers.values():
-            program.stop(2)
-        self.plane.stop(2)
+        with ExitStack() as ends:  # the last first; each, whatever becomes of those before it
+            ends.callback(self.plane.stop, 2)
+            for program in self.controllers.values():
+                ends.callback(program.stop, 2)
+            ends.callback(self.runtime.program.stop, 5)
+            if self.runtime.program.running():
+                ends.callback(self.runtime.end_containers)
+            if self.node_programs:
+                ends.callback(self.node_programs.stop, 5)
+            if self.training_operator:
+                ends.callback(self.training_operator.program.stop, 2)
+            if self.provisioner:
+                ends.callback(self.provisioner.stop)
 
 
 def _address_options(authority: Authority) -> dict[str, object]:
@@ -207,10 +202,7 @@ def alone() -> Iterator[None]:
     """Hold the one place for a cluster on this machine; clear away what a killed one left."""
     cache().mkdir(parents=True, exist_ok=True)
     with (cache() / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(_taken()) from None
+        _take(lock.fileno(), float(os.environ.get(WAIT, "0")))
         left = running()
         if left and (left.folder / machine.RECORD).is_file():
             forget_certificate()
@@ -220,6 +212,19 @@ def alone() -> Iterator[None]:
             yield
         finally:
             _note().unlink(missing_ok=True)
+
+
+def _take(lock: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise RuntimeError(_taken()) from None
+            time.sleep(0.2)
+        else:
+            return
 
 
 def clear() -> None:

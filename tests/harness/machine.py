@@ -108,7 +108,7 @@ def restore(folder: Path, socket: Path) -> None:
     """
     found = json.loads((folder / RECORD).read_text())
     _end_processes(socket)
-    network.remove_namespaces(network.pod_namespaces() - set(found["namespaces"]))
+    network.remove_namespaces(new_namespaces(folder))
     unmount_under(folder)
     if held := [point for point in mount_points() if point.startswith(f"{folder}/")]:
         # Whatever is mounted there may be somebody's data: nothing below is removed.
@@ -124,6 +124,12 @@ def restore(folder: Path, socket: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
     _remove_dead_links(Path("/var/log/containers"))
     shutil.rmtree(folder)
+
+
+def new_namespaces(folder: Path) -> set[str]:
+    """Return the pods' network namespaces that were not there before the cluster."""
+    found = json.loads((folder / RECORD).read_text())
+    return network.pod_namespaces() - set(found["namespaces"])
 
 
 def unmount_under(folder: Path) -> None:
