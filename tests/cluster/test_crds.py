@@ -178,6 +178,10 @@ def test_everything_that_can_be_said_is_kept(api):
         ({"training": {"betas": [0.9]}}, "spec.training.betas"),
         ({"training": {"optimizer": "adam"}}, "spec.training.optimizer"),
         ({"resources": {"memory": "64GB"}}, "spec.resources.memory"),
+        (
+            {"resources": {"accelerator": {"resource": "memory"}}},
+            "spec.resources.accelerator.resource",
+        ),
         ({"resources": {"memory": -1}}, "spec.resources.memory"),
         ({"resources": {"memory": 1.5}}, "spec.resources.memory"),
         ({"checkpoint": {"maxLostWork": "ten minutes"}}, "spec.checkpoint.maxLostWork"),

@@ -15,6 +15,13 @@ LabelKey = Annotated[
         max_length=317,
     ),
 ]
+ExtendedResource = Annotated[
+    str,
+    StringConstraints(
+        pattern=rf"^{SUBDOMAIN}/[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$", max_length=317
+    ),
+]
+"""``domain/name``: a container cannot ask for any other name, and cpu or memory are no devices."""
 LabelValue = Annotated[
     str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)
 ]
@@ -23,7 +30,7 @@ LabelValue = Annotated[
 class Accelerator(Document):
     """What one node gives."""
 
-    resource: LabelKey = "nvidia.com/gpu"
+    resource: ExtendedResource = "nvidia.com/gpu"
     """The extended resource to request."""
     per_node: Annotated[int, Field(ge=0, le=64)] = 1
     device: Literal["cuda", "cpu"] = "cuda"

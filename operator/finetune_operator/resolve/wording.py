@@ -48,8 +48,12 @@ _FORMATS: tuple[tuple[str, str], ...] = (
         "write one of default, gaussian, eva, olora, pissa, pissa_niter_4, corda, loftq, orthogonal, mica",
     ),
     (
-        "/)?[A-Za-z0-9]([-A-Za-z0-9_.]*",
+        "/)?[A-Za-z0-9]([-A-Za-z0-9_.]",
         "write a Kubernetes label key such as nvidia.com/gpu.product",
+    ),
+    (
+        "/[A-Za-z0-9]([-A-Za-z0-9_.]",
+        "write the name of a device as nodes give it, such as nvidia.com/gpu",
     ),
     (
         "^([A-Za-z0-9]([-A-Za-z0-9_.]*",
