@@ -121,6 +121,15 @@ def test_definitions_applied_first_make_it_one_step(cluster):
     apply_definitions(cluster)
     chart.install(kubeconfig, {**WITH_PROFILE, "crds": {"enabled": False}})
     assert profiles(api) == ["standard"]
+    # Why the schema of the values holds that of profiles: without it a typo is lost in silence.
+    typo = {**PROFILE, "spec": {"limits": {"noeds": 2}}}
+    values = {**IMAGES, "profiles": [typo], "crds": {"enabled": False}}
+    chart.install(kubeconfig, values, "--skip-schema-validation")
+    assert api.get(f"{PROFILES}/standard")["spec"] == {"limits": {}}
+    with pytest.raises(HelmError) as refused:
+        chart.install(kubeconfig, values)
+    assert "additional properties 'noeds' not allowed" in str(refused.value)
+
     # helm takes over what somebody else applied only when it is told to.
     with pytest.raises(HelmError) as refused:
         chart.install(kubeconfig, WITH_PROFILE)
@@ -131,10 +140,10 @@ def test_definitions_applied_first_make_it_one_step(cluster):
     assert profiles(api) == ["standard"]
 
 
-def test_without_the_prometheus_operator_a_service_monitor_is_refused_with_the_reason(cluster):
+def test_without_the_prometheus_operator_a_service_monitor_is_refused_with_the_reason(plane):
     values = {**FIRST, "metrics": {"serviceMonitor": {"enabled": True}}}
     with pytest.raises(HelmError) as refused:
-        chart.install(cluster.kubeconfig, values)
+        chart.install(plane.kubeconfig, values)
     assert "this cluster does not know ServiceMonitor" in str(refused.value)
 
 
