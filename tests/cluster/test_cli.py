@@ -4,20 +4,22 @@ Logs of real pods need a kubelet: they are read in the end-to-end tests. Here st
 what is said where nothing can be read, and, in the unit tests, what is done with the lines.
 """
 
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from finetune_cli.cluster import jobs
+from finetune_cli.main import main
 from harness.api_proxy import ApiProxy
 from harness.binaries import KUBECTL, binary
-from harness.control_plane import control_plane
 from harness.operator_driver import JOBS, make_namespace, wait_for
 from harness.stage_config import SPEC
 
@@ -234,9 +236,19 @@ def cli(kubeconfig, folder, *words, **more):
         started.process.stdout.close()
 
 
-def ended(kubeconfig, folder, *words, **more):
-    with cli(kubeconfig, folder, *words, **more) as started:
-        return started.end()
+def ended(kubeconfig, folder, *words):
+    """Run a command that ends by itself, in this process; returns its exit status and its lines."""
+    out = io.StringIO()
+    before = os.environ.get("KUBECONFIG")
+    os.environ["KUBECONFIG"] = str(kubeconfig)
+    try:
+        with chdir(folder), redirect_stdout(out), redirect_stderr(out):
+            code = main(words)
+    finally:
+        os.environ.pop("KUBECONFIG")
+        if before is not None:
+            os.environ["KUBECONFIG"] = before
+    return code, out.getvalue().splitlines()
 
 
 def test_watch_from_the_first_word_to_success(plane, api, namespace, job, tmp_path):
@@ -359,7 +371,8 @@ def test_kubectl_finds_the_plugin(plane, api, namespace, job, tmp_path):
     (tmp_path / "bin" / "kubectl-finetune").symlink_to(BIN / "kubectl-finetune")
     program = ("env", f"PATH={tmp_path / 'bin'}:{os.environ['PATH']}", str(binary(KUBECTL)))
     words = ("finetune", "watch", "bot", "-n", namespace)
-    code, lines = ended(plane.kubeconfig, tmp_path, *words, program=program)
+    with cli(plane.kubeconfig, tmp_path, *words, program=program) as started:
+        code, lines = started.end()
     assert (code, lines[-1]) == (0, "  model  pvc://output/bot  sha256:4b4b4b4b4b4b")
 
 
@@ -394,9 +407,10 @@ def test_a_user_without_the_right_reads_whom_to_ask(plane, api, namespace, job, 
         assert len(lines) == 2
 
 
-def test_a_cluster_without_the_definitions(tmp_path):
-    with control_plane() as bare:
-        code, lines = ended(bare.kubeconfig, tmp_path, "watch", "bot", "-n", "default")
+def test_a_cluster_without_the_definitions(plane, tmp_path, monkeypatch):
+    """What the API server says of a group that it does not serve."""
+    monkeypatch.setattr(jobs, "ROOT", "/apis/absent.finetune.dev/v1alpha1")
+    code, lines = ended(plane.kubeconfig, tmp_path, "watch", "bot", "-n", "default")
     assert code == 1
     assert lines == [
         "error  context tests does not know FineTuneJobs (finetune.dev/v1alpha1) [crd-missing]",
