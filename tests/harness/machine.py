@@ -23,7 +23,6 @@ _PACKAGES = {
     "openssl": "openssl",
     "conntrack": "conntrack",
     "mount": "mount",
-    "modprobe": "kmod",
 }
 _FILES = {
     "/usr/lib/cni/bridge": "containernetworking-plugins",

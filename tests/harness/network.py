@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from harness.commands import attempt, run
+from harness.commands import PATH, attempt, run
 
 BRIDGE = "finetune0"
 ADDRESS = "10.244.0.1"
@@ -36,9 +37,10 @@ def foreign_node() -> bool:
 
 
 def load_modules() -> None:
-    """Load what a kernel may have as a module; one that has it built in needs nothing."""
-    for module in ("overlay", "br_netfilter"):
-        attempt("modprobe", module)
+    """Load what a kernel may have as modules; one that has it built in comes without modprobe."""
+    if shutil.which("modprobe", path=PATH):
+        for module in ("overlay", "br_netfilter"):
+            attempt("modprobe", module)
 
 
 def make() -> None:

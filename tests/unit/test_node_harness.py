@@ -55,7 +55,7 @@ def test_another_kubernetes_is_named(debian):
 def test_packages_are_missed_by_what_they_bring(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "PATH", str(tmp_path))
     monkeypatch.setattr(machine, "_FILES", {str(tmp_path / "bridge"): "network-plugins"})
-    for command in ("containerd", "ctr", "iptables", "ip", "openssl", "mount", "modprobe"):
+    for command in ("containerd", "ctr", "iptables", "ip", "openssl", "mount"):
         (tmp_path / command).touch(mode=0o755)
     assert machine.missing_packages() == ["conntrack", "network-plugins", "runc"]
 
