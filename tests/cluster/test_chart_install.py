@@ -1,12 +1,13 @@
 """The chart on a real API server, installed, upgraded and removed by the real helm."""
 
 import copy
+import re
 
 import pytest
 import yaml
 
 from harness import chart
-from harness.chart import GOLDEN, IMAGES, HelmError, exists, of_kind, rendered
+from harness.chart import GOLDEN, IMAGES, ROOT, HelmError, exists, of_kind, rendered
 from harness.control_plane import ApiError, control_plane
 from harness.definitions import apply_definitions
 from harness.operator_driver import JOBS, make_namespace
@@ -71,6 +72,10 @@ def test_installed_upgraded_removed_and_installed_again(cluster):
     )
     assert "There is no profile" not in notes
     assert "is a tag" not in notes
+
+    named = re.findall(r"(?:docs|examples)/[a-z/-]+\.(?:md|yaml)", notes)
+    assert "examples/quickstart.yaml" in named
+    assert [path for path in named if not (ROOT / path).is_file()] == []
 
     namespace = make_namespace(api, "team")
     job = {
@@ -138,6 +143,24 @@ def test_definitions_applied_first_make_it_one_step(cluster):
     found = api.get(f"{DEFINITIONS}/finetunejobs.finetune.dev")["metadata"]
     assert found["annotations"]["meta.helm.sh/release-name"] == "finetune-operator"
     assert profiles(api) == ["standard"]
+
+
+def test_a_second_release_for_other_namespaces_stands_beside_the_first(cluster):
+    api, kubeconfig = cluster.api, cluster.kubeconfig
+    for name in ("one", "two"):
+        make_namespace(api, name)
+    first = {**IMAGES, "watch": {"namespaces": ["one"]}}
+    chart.install(kubeconfig, first)
+    second = {**IMAGES, "watch": {"namespaces": ["two"]}, "crds": {"enabled": False}}
+    command = ["install", "other", str(chart.CHART), "--namespace", "second", "--create-namespace"]
+    chart.helm(*command, values=second, kubeconfig=kubeconfig)
+    roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/roles"
+    assert {
+        space: [role["metadata"]["name"] for role in api.get(roles.format(space))["items"]]
+        for space in ("one", "two")
+    } == {"one": ["finetune-operator"], "two": ["other-finetune-operator"]}
+    chart.helm("uninstall", "other", "--namespace", "second", kubeconfig=kubeconfig)
+    assert all(exists(api, body) for body in rendered(first))
 
 
 def test_without_the_prometheus_operator_a_service_monitor_is_refused_with_the_reason(plane):
