@@ -163,7 +163,9 @@ def test_a_backend_that_is_installed_and_removed_while_the_operator_runs(
 
             # A job that names none gets it now; the one before keeps what it has.
             api.create(jobs, job("later"))
-            wait_for(lambda: pytorch_job("later-1"), process)
+            made = wait_for(lambda: pytorch_job("later-1"), process)
+            uid = made["metadata"]["uid"]
+            wait_for(lambda: status_of(api, namespace, "later")["child"]["uid"] == uid, process)
             assert status_of(api, namespace, "any")["backend"] == "Job"
 
             # Removed: its objects go with it, and nothing else does.
