@@ -1,6 +1,5 @@
 """What the chart's roles allow: to the operator what it uses, to a team its jobs, and no more."""
 
-import threading
 import time
 
 import pytest
@@ -94,17 +93,14 @@ def _listed(api):
 
 
 def live(api, namespace, process):
-    """Two whole lives: one with a workspace that grows, preempted, removed by its time to live.
+    """Two whole lives: an Indexed Job on two nodes, whose workspace grows, and a PyTorchJob.
 
-    The other is a PyTorchJob and is suspended on its way.
+    Both are suspended on their way; the first is removed by its time to live.
     """
-    goes_on = threading.Event()
 
     def script(stage, attempt, node):
         del node
-        if stage == "train" and attempt == 1:
-            return Run(forever=not goes_on.is_set(), exit_code=143, step=30, checkpoint=30)
-        return Run()
+        return Run(forever=stage == "train" and attempt == 1)
 
     def patch(path, body):
         api.request("PATCH", path, body, "application/merge-patch+json")
@@ -135,10 +131,11 @@ def live(api, namespace, process):
         wanted = {"storage": "20Gi"}
         wait_for(lambda: api.get(claim)["spec"]["resources"]["requests"] == wanted, process)
 
-        patch(f"{jobs}/second", {"spec": {"suspend": True}})
-        wait_for(lambda: phase("second") == "Suspended", process)
-        patch(f"{jobs}/second", {"spec": {"suspend": False}})
-        goes_on.set()
+        for suspend in (True, False):
+            for name in ("first", "second"):
+                patch(f"{jobs}/{name}", {"spec": {"suspend": suspend}})
+            if suspend:
+                wait_for(lambda: phase("first") == phase("second") == "Suspended", process)
         wait_for(lambda: status_of(api, namespace, "second").get("outcome"), process)
         wait_for(lambda: [one["metadata"]["name"] for one in api.get(jobs)["items"]] == ["second"])
         assert status_of(api, namespace, "second")["outcome"] == "Succeeded"
