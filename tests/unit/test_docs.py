@@ -27,7 +27,19 @@ OPENING = re.compile(r"^ *```([^`\n]+)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)\)|src=\"([^\"]+)\"")
 RUN_HERE = {"validate", "explain", "watch", "version"}
 """Verbs that take seconds. ``--data`` needs the model; the demo runs that."""
-PROGRAMS = {"kubectl", "helm", "finetune", "sed", "echo", "docker", "make", "printf", "cat", "grep"}
+PROGRAMS = {
+    "kubectl",
+    "helm",
+    "finetune",
+    "sed",
+    "echo",
+    "docker",
+    "make",
+    "printf",
+    "cat",
+    "grep",
+    "mkdir",
+}
 
 
 def commands() -> list[tuple[str, list[str]]]:
