@@ -30,7 +30,7 @@ RUN /opt/tools/bin/python -m pip wheel --quiet --disable-pip-version-check --no-
  && /opt/tools/bin/uv pip install --quiet --offline --no-cache --no-index --no-deps \
       --compile-bytecode --python /opt/finetune/bin/python /wheels/*.whl \
  && cd /opt/finetune \
- && rm -rf pyvenv.cfg include lib64 bin/python* bin/[Aa]ctivate*
+ && rm -rf .lock pyvenv.cfg include lib64 bin/python* bin/[Aa]ctivate*
 
 # --- what both images have in common: Python, for any user, on a read-only root ---------------------
 FROM ${BASE_IMAGE} AS runtime

@@ -102,6 +102,15 @@ def image(target: str) -> Image:
     return found
 
 
+def build_at_once(target: str, folder: Path) -> Layout:
+    """Build a target in one go, as a user does, into an OCI layout at ``folder``."""
+    _check_tools()
+    with _lock("stages"):
+        _bud(target, f"oci:{folder}:{target}", stage_keys(), [])
+        _prune()
+    return Layout(folder)
+
+
 def cache_folder() -> Path:
     """Return the folder of all built images and of what they are built from."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetunejob/images"
@@ -148,6 +157,7 @@ def _build_packages(target: str, packages: Image, keys: dict[str, str]) -> None:
     packages.archive.parent.mkdir(parents=True, exist_ok=True)
     part = packages.archive.with_suffix(".part")
     _bud(f"{target}-packages", f"oci-archive:{part}:{packages.reference}", keys, contexts)
+    _prune()
     part.replace(packages.archive)
     for older in cache_folder().glob(f"*/{packages.archive.name}"):
         if older != packages.archive:
@@ -236,6 +246,11 @@ def _drop_older(reference: str) -> None:
     for one in listed:
         if one.startswith(f"{repository}:") and one != reference:
             attempt(*_buildah(), "rmi", one)  # which fails where it is in use
+
+
+def _prune() -> None:
+    """Remove the images of stages that were made on the way and have no name."""
+    attempt(*_buildah(), "rmi", "--prune")
 
 
 def _bud(target: str, output: str, keys: dict[str, str], contexts: list[tuple[str, str]]) -> None:
