@@ -178,6 +178,10 @@ class Kube:
             page = query | ({"continue": token} if token else {})
             try:
                 answer = await self._ask("GET", resource.path(namespace), query=page)
+            except NotFound:
+                # The kind has gone: do not wait until what is known of it has grown old.
+                self._kinds.pop(_kind_key(resource), None)
+                raise
             except KubeError as error:
                 if error.code != 410 or not token:
                     raise
@@ -239,7 +243,7 @@ class Kube:
 
     async def serves(self, resource: Resource, fresh: float = 60.0) -> bool:
         """Tell whether the cluster knows a kind; the answer is up to ``fresh`` seconds old."""
-        key = f"{resource.root}/{resource.plural}"
+        key = _kind_key(resource)
         at, known = self._kinds.get(key, (float("-inf"), False))
         if time.monotonic() - at < fresh:
             return known
@@ -337,6 +341,10 @@ class Kube:
                 asyncio.get_running_loop().call_later(
                     TIMEOUT, lambda: asyncio.ensure_future(session.close())
                 )
+
+
+def _kind_key(resource: Resource) -> str:
+    return f"{resource.root}/{resource.plural}"
 
 
 def _compact(data: Any) -> str:

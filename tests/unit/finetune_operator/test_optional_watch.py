@@ -4,10 +4,14 @@ import asyncio
 import threading
 
 import kopf
+import pytest
 
 from finetune_operator import optional_watch
-from finetune_operator.kube import PYTORCH_JOBS, Unavailable
+from finetune_operator.kube import PYTORCH_JOBS, NotFound, Unavailable
 from finetune_operator.optional_watch import OptionalWatch
+from harness.looks import Looks
+from harness.memory_api import MemoryApi
+from harness.pod_player import Run
 
 
 class Discovery:
@@ -97,3 +101,26 @@ def test_without_an_answer_nothing_has_changed(monkeypatch):
     assert (began, ended) == ([1], [1])
     assert play(monkeypatch, Discovery(away), library) == 0
     assert began == [1]
+
+
+def test_the_first_list_of_a_kind_that_is_gone_is_the_last():
+    looks = Looks(
+        api=MemoryApi(pytorch=True), script=lambda stage, *_: Run(forever=stage == "train")
+    )
+    looks.player.pytorch = True
+    looks.create()
+    for _ in range(12):
+        looks.turn()
+    looks.settle()
+    assert looks.status["phase"] == "Running"
+    looks.api.pytorch = False
+    looks.player.pytorch = False
+    with pytest.raises(NotFound):
+        looks.look()
+    looks.settle()
+    assert looks.status["phase"] == "Running", "its pod still runs"
+    (pod,) = [key for key in looks.api.objects if key[0] == "pods" and "bot-1-" in key[2]]
+    looks.api.deleted(looks.api.objects.pop(pod))
+    looks.settle()
+    assert looks.conditions()["Recovering"][:2] == ("True", "BackendMissing")
+    assert looks.status["attempt"] == 2
