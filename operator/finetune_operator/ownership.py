@@ -15,6 +15,7 @@ from finetune_operator.kube import (
     is_ending,
     owner_of,
     resource_of,
+    uid_of,
 )
 
 
@@ -102,7 +103,8 @@ def with_owner(pod: Object, children: Sequence[Object], current: Child | None) -
     """Return a pod whose child was deleted without it as if that child still owned it.
 
     Its process runs on, and nothing else may start beside it. Labels alone make no pod ours: its
-    name has to be one that the controller of that child gave it, and that child has to be gone.
+    name has to be one that the controller of that child gave it, and that child has to be gone or
+    going.
     """
     metadata = pod.get("metadata") or {}
     labels = metadata.get("labels") or {}
@@ -110,11 +112,11 @@ def with_owner(pod: Object, children: Sequence[Object], current: Child | None) -
     if owner_of(pod) or not found or labels.get(LABEL_MANAGED_BY) != MANAGED_BY:
         return pod
     name, kind = found[0]
-    if name in {child["metadata"]["name"] for child in children}:
-        return pod
-    if not str(metadata.get("name")).startswith(f"{name}-"):
+    same = [child for child in children if child["metadata"]["name"] == name]
+    if not str(metadata.get("name")).startswith(f"{name}-") or not all(map(is_ending, same)):
         return pod
     known = current.uid if current is not None and current.name == name else ""
+    known = uid_of(same[0]) if same else known
     owner = {"kind": kind, "name": name, "uid": known or f"gone/{name}", "controller": True}
     return {**pod, "metadata": {**metadata, "ownerReferences": [owner]}}
 

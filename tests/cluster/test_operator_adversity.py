@@ -16,6 +16,11 @@ from harness.pod_player import PodPlayer, Run
 QUICK = ["--unreachable-seconds", "1", "--progress-seconds", "1"]
 
 
+@pytest.fixture(autouse=True)
+def _meanwhile(outage):
+    """The long outage takes its time beside these tests; its own test waits for it."""
+
+
 @pytest.fixture
 def jobs(api, definitions, request):
     del definitions
@@ -468,4 +473,62 @@ def test_what_happens_while_no_operator_runs_is_met_by_the_next(plane, api, jobs
     }
     assert jobs.causes("childless") == [("LostInfrastructure", 30)]
     assert jobs.causes("failed") == [("Crashed", 40)]
+    assert player.most_alive == dict.fromkeys(names, 1)
+
+
+def test_a_failure_policy_would_count_pods_only_when_they_are_gone(api, jobs):
+    """Why our Jobs have none (docs/decisions/008): beside one the API server wants ``Failed``."""
+    pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "example.com/c"}]}
+    rules = [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [10]}}]
+    spec = {
+        "suspend": True,
+        "backoffLimit": 0,
+        "podReplacementPolicy": "TerminatingOrFailed",
+        "podFailurePolicy": {"rules": rules},
+        "template": {"spec": pod},
+    }
+    body = {"metadata": {"name": "gang"}, "spec": spec}
+    said = refused(api.create, jobs.path("jobs"), body)
+    del spec["podReplacementPolicy"]
+    made = api.create(jobs.path("jobs"), body)
+
+    assert said.code == 422
+    assert "podReplacementPolicy" in said.message
+    assert made["spec"]["podReplacementPolicy"] == "Failed"
+
+
+def test_two_operators_at_once_are_one_through_preemption_suspend_and_loss(
+    plane, api, jobs, tmp_path
+):
+    """What either does the other finds done: one child at a time, nothing counted twice."""
+    names = ("preempted", "suspended", "lost")
+    player = PodPlayer(api, jobs.namespace, first_try_of("train"))
+    logs = [tmp_path / "one.log", tmp_path / "other.log"]
+    with (
+        playing(player),
+        operator(plane.kubeconfig, jobs.namespace, logs[0], *QUICK) as one,
+        operator(plane.kubeconfig, jobs.namespace, logs[1], *QUICK) as other,
+    ):
+        for name in names:
+            jobs.submit(name)
+        for name in names:
+            wait_for(lambda name=name: jobs.phase(name) == "Running", one)
+        player.preempt("preempted-1-0-abcde")
+        jobs.change("finetunejobs", "suspended", {"spec": {"suspend": True}})
+        jobs.delete("jobs", "lost-1")
+        wait_for(lambda: jobs.phase("suspended") == "Suspended", one)
+        jobs.change("finetunejobs", "suspended", {"spec": {"suspend": False}})
+        for name in names:
+            wait_for(lambda name=name: jobs.outcome(name), one)
+        assert not one.ended(), one.tail()
+        assert not other.ended(), other.tail()
+
+    assert {name: jobs.counted(name) for name in names} == {
+        "preempted": ("Succeeded", 2, 0, 1),
+        "suspended": ("Succeeded", 2, 0, 0),
+        "lost": ("Succeeded", 2, 0, 1),
+    }
+    assert sorted(player.made) == sorted(
+        f"{name}-{child}-0-abcde" for name in names for child in ("prepare", "1", "2", "publish")
+    )
     assert player.most_alive == dict.fromkeys(names, 1)

@@ -84,7 +84,7 @@ class PodPlayer:
     collects: bool = False
     """What jobs that are gone owned is removed, as the garbage collector does."""
     held: set[str] = field(default_factory=set)
-    """Children whose pods do not begin to run."""
+    """Beginnings of the names of pods that do not begin to run."""
     still: bool = False
     """Nothing happens: the controllers and the kubelet are away."""
     pause: float = 0.05
@@ -302,7 +302,7 @@ class PodPlayer:
     def _run_pod(self, pod: Object) -> None:
         phase, uid = pod["status"].get("phase"), pod["metadata"]["uid"]
         if phase == "Pending":
-            if any(pod["metadata"]["name"].startswith(f"{child}-") for child in self.held):
+            if pod["metadata"]["name"].startswith(tuple(self.held)):
                 return
             self._began[uid] = time.monotonic()
             self._places[(_owner(pod), _index(pod))] = (uid, True)

@@ -1,0 +1,196 @@
+"""Attempts as PyTorchJobs on a real API server with the training operator's own definition.
+
+The training operator and the pods are played; ``tests/e2e`` has the real ones.
+"""
+
+import re
+import time
+
+import pytest
+
+from harness.api_proxy import ApiProxy
+from harness.control_plane import control_plane
+from harness.definitions import apply_definition, apply_definitions
+from harness.jobs import Jobs, playing
+from harness.operator_driver import IMAGE, make_namespace, operator, operator_token, wait_for
+from harness.operator_forks import Forks
+from harness.played_children import pytorch_job_definition
+from harness.pod_player import PodPlayer, Run
+
+QUICK = ["--unreachable-seconds", "1", "--progress-seconds", "1"]
+FLAGS = ["--trainer-image", IMAGE, "--probe-address", "127.0.0.1", "--probe-port", "0"]
+TWO = {"nodes": 2}
+
+
+@pytest.fixture(scope="module")
+def kubeflow():
+    """A control plane of its own: elsewhere there is no PyTorchJob, and jobs are Indexed Jobs."""
+    with control_plane() as plane:
+        apply_definitions(plane)
+        body = pytorch_job_definition().read_bytes()
+        apply_definition(plane, "pytorchjobs.kubeflow.org", body)
+        yield plane
+
+
+@pytest.fixture
+def jobs(kubeflow, request):
+    name = re.sub("[^a-z0-9]+", "-", request.node.name.lower())[-40:].strip("-")
+    return Jobs(kubeflow.api, make_namespace(kubeflow.api, name))
+
+
+def one_fails_once(stage, attempt, node):
+    """In the first attempt the second process is told to make room, and the first follows it."""
+    if stage == "train" and attempt == 1:
+        return Run(exit_code=143, step=30, checkpoint=30) if node else Run(forever=True)
+    return Run()
+
+
+def test_killed_before_and_after_every_write_a_gang_ends_as_undisturbed(kubeflow, jobs, tmp_path):
+    """No operator lives longer than until its first write; each is met before and after it."""
+    api = kubeflow.api
+    proxy = ApiProxy(api, tmp_path, operator_token(api, jobs.namespace))
+    forks = Forks(proxy.kubeconfig, tmp_path / "operator.log")
+    cuts = []
+
+    def cut(write):
+        if "/events/" in write:
+            return None
+        again = cuts[-1:] == [("before", write)]
+        cuts.append(("after" if again else "before", write))
+        return cuts[-1][0]
+
+    proxy.cut, proxy.killed = cut, forks.kill
+    player = PodPlayer(api, jobs.namespace, one_fails_once, pytorch=True, pause=0.3)
+    try:
+        with playing(player):
+            uid = jobs.submit("bot", resources=TWO)
+            deadline, asked = time.monotonic() + 150, 0.0
+            while True:
+                if not forks.alive():
+                    forks.start("--namespaces", jobs.namespace, *FLAGS)
+                now = time.monotonic()
+                if now - asked > 0.5:
+                    if jobs.outcome("bot"):
+                        break
+                    asked = now
+                assert now < deadline, f"{len(cuts)} cuts, the last at {cuts[-1]}"
+                time.sleep(0.02)
+    finally:
+        forks.stop()
+        proxy.stop()
+
+    stored = [write for when, write in cuts if when == "after"]
+    folder = f"bot-{uid.replace('-', '')[:8]}"
+    assert [write.rpartition("/")[2] for write in stored if write.startswith("POST")] == [
+        f"{folder}-resolved",
+        "bot-workspace",
+        "bot-prepare-config",
+        "bot-prepare",
+        f"{folder}-prepared",
+        "bot-1-config",
+        "bot-1",
+        "bot-2-config",
+        "bot-2",
+        "bot-publish-config",
+        "bot-publish",
+    ]
+    assert [write for write in proxy.passed if "/events/" not in write] == []
+    assert player.made == [
+        "bot-prepare-0-abcde",
+        "bot-1-worker-0",
+        "bot-1-worker-1",
+        "bot-2-worker-0",
+        "bot-2-worker-1",
+        "bot-publish-0-abcde",
+    ]
+    assert player.most_alive == {"bot": 1}
+    assert jobs.counted("bot") == ("Succeeded", 2, 0, 1)
+    assert jobs.causes("bot") == [("Preempted", 30)]
+    status = jobs.status("bot")
+    assert (status["backend"], status["checkpoint"]["path"]) == (
+        "PyTorchJob",
+        "checkpoints/2/step-60",
+    )
+
+
+def test_what_is_done_to_a_gang_ends_it_as_a_whole_and_is_no_failure(kubeflow, jobs, tmp_path):
+    """Preempted, its child deleted or suspended, a worker more asked for."""
+    names = ("preempted", "removed", "orphaned", "paused", "grown")
+    held = dict.fromkeys(names, True)
+
+    def script(name):
+        return lambda stage, attempt, node: Run(
+            forever=held[name] and stage == "train" and attempt == 1
+        )
+
+    scripts = {name: script(name) for name in names}
+    player = PodPlayer(kubeflow.api, jobs.namespace, scripts=scripts, pytorch=True)
+    log = tmp_path / "operator.log"
+    with playing(player), operator(kubeflow.kubeconfig, jobs.namespace, log, *QUICK) as process:
+        for name in names:
+            jobs.submit(name, resources=TWO, checkpoint={"gracePeriodSeconds": 1})
+        for name in names:
+            wait_for(lambda name=name: jobs.phase(name) == "Running", process)
+
+        def suspend(name, value):
+            jobs.change("pytorchjobs", name, {"spec": {"runPolicy": {"suspend": value}}})
+
+        player.preempt("preempted-1-worker-1")
+        jobs.delete("pytorchjobs", "removed-1")
+        jobs.delete("pytorchjobs", "orphaned-1", "Orphan")
+        suspend("paused-1", True)
+        player.held = {"grown-1-worker-2"}
+        three = {"pytorchReplicaSpecs": {"Worker": {"replicas": 3}}}
+        jobs.change("pytorchjobs", "grown-1", {"spec": three})
+        wait_for(lambda: "grown-1-worker-2" in player.made, process)
+        wait_for(lambda: jobs.condition("paused", "Recovering")[1] == "SuspendedByOthers", process)
+        time.sleep(2)
+        grown = jobs.phase("grown")
+        held["grown"] = held["orphaned"] = False
+        suspend("paused-1", False)
+        for name in names:
+            wait_for(lambda name=name: jobs.outcome(name), process, 120)
+
+    assert {name: jobs.counted(name) for name in names} == {
+        "preempted": ("Succeeded", 2, 0, 1),
+        "removed": ("Succeeded", 2, 0, 1),
+        "orphaned": ("Succeeded", 1, 0, 0),
+        "paused": ("Succeeded", 2, 0, 1),
+        "grown": ("Succeeded", 1, 0, 0),
+    }
+    assert grown == "Running"
+    for name in ("preempted", "removed", "paused"):
+        assert jobs.causes(name) == [("Preempted", 30)]
+    assert player.most_alive == dict.fromkeys(names, 1)
+
+
+@pytest.mark.parametrize("backend", ["Job", "PyTorchJob"])
+def test_the_longest_name_of_a_job_works(kubeflow, jobs, tmp_path, backend):
+    """Every object of ours and of the controllers is accepted, through a preemption."""
+    name = "forty-characters-are-what-a-name-may-get"
+    player = PodPlayer(kubeflow.api, jobs.namespace, one_fails_once, pytorch=True)
+    log = tmp_path / "operator.log"
+    with playing(player), operator(kubeflow.kubeconfig, jobs.namespace, log, *QUICK) as process:
+        jobs.submit(name, resources=TWO, backend=backend)
+        wait_for(lambda: jobs.outcome(name), process)
+        pods = kubeflow.api.get(jobs.path("pods"))["items"]
+        services = jobs.names("services")
+    # What the training operator makes beside each worker, at the largest numbers there are.
+    ports = [{"port": 23456}]
+    for worker in (f"{name}-9999-worker-4095", f"{name}-1-worker-0"):
+        body = {"metadata": {"name": worker, "labels": {"training.kubeflow.org/job-name": worker}}}
+        kubeflow.api.create(
+            jobs.path("services"), {**body, "spec": {"clusterIP": "None", "ports": ports}}
+        )
+
+    assert len(name) == 40
+    assert jobs.counted(name) == ("Succeeded", 2, 0, 1)
+    assert jobs.status(name)["backend"] == backend
+    made = f"{name}-2-{{}}-abcde" if backend == "Job" else f"{name}-2-worker-{{}}"
+    assert [one for one in player.made if one.startswith(f"{name}-2-")] == [
+        made.format(0),
+        made.format(1),
+    ]
+    # The attempt that failed is kept, with its Service; the last one is over.
+    assert services == ([f"{name}-1"] if backend == "Job" else [])
+    assert all(len(pod["spec"].get("hostname", "")) <= 63 for pod in pods)
