@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 REMEMBERED = 4096
 FRESH = 30.0
 """Seconds for which a list of profiles may be used again, unless one has changed."""
+_FRESH_NAMESPACE = 5.0
+"""Seconds for which the labels of a namespace may be used again: jobs come in numbers."""
 _QUEUE_LABELS = (LABEL_QUEUE, LABEL_PRIORITY)
 
 
@@ -111,6 +113,7 @@ class Acceptance:
         self._image = trainer_image
         self._known: OrderedDict[str, Accepted] = OrderedDict()
         self._prepared: OrderedDict[str, PrepareReport] = OrderedDict()
+        self._namespaces: dict[str, tuple[float, Mapping[str, str]]] = {}
 
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a job that is gone."""
@@ -201,10 +204,8 @@ class Acceptance:
 
     async def _resolved(self, body: Object) -> tuple[ResolvedJob, dict[str, str]]:
         """Resolve a job as it stands."""
-        namespace = body["metadata"]["namespace"]
-        around = await self._kube.find(NAMESPACES, None, namespace)
-        namespace_labels = ((around or {}).get("metadata") or {}).get("labels") or {}
-        job = resolve(body, await self._profiles.all(), namespace_labels)
+        labels_ = await self._labels_of(body["metadata"]["namespace"])
+        job = resolve(body, await self._profiles.all(), labels_)
         if not job.trainer_image:
             job = job.model_copy(update={"trainer_image": self._image})
         if not job.trainer_image:
@@ -217,6 +218,19 @@ class Acceptance:
             )
         own = body["metadata"].get("labels") or {}
         return job, {name: own[name] for name in _QUEUE_LABELS if name in own}
+
+    async def _labels_of(self, namespace: str) -> Mapping[str, str]:
+        """Return the labels of a namespace, by which profiles admit it."""
+        now = time.monotonic()
+        at, found = self._namespaces.get(namespace, (float("-inf"), {}))
+        if now - at > _FRESH_NAMESPACE:
+            body = await self._kube.find(NAMESPACES, None, namespace)
+            found = ((body or {}).get("metadata") or {}).get("labels") or {}
+            old = [name for name, (at, _) in self._namespaces.items() if now - at > FRESH]
+            for name in old:
+                del self._namespaces[name]
+            self._namespaces[namespace] = (now, found)
+        return found
 
     async def _write(self, made: tuple[ResolvedJob, dict[str, str]]) -> Accepted:
         """Write it down. What lies there already counts only if it is the same."""

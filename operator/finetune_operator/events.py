@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
@@ -15,6 +16,8 @@ from finetune_operator.kube import FINETUNE_JOBS, Conflict, KubeError, Object
 log = logging.getLogger(__name__)
 
 REMEMBERED = 4096
+MOST_WAITING = 4096
+"""Events that have not been written yet; the oldest are left out."""
 _BAD_WHEN_FALSE = ("Accepted", "Prepared", "Succeeded")
 _BAD_WHEN_TRUE = ("Failed", "Recovering")
 _SAID_BY_OTHERS = ("Finished",)
@@ -50,13 +53,31 @@ def _kind(one: Condition) -> str:
 
 
 class Recorder:
-    """Writes Events under names that follow from what they say: a second one is refused."""
+    """Writes Events under names that follow from what they say: a second one is refused.
 
-    def __init__(self, kube: Creator, instance: str) -> None:
-        """Write through this client, as this instance of the operator."""
+    While ``run`` runs they wait for their turn, so that looks at jobs do not wait for them.
+    """
+
+    def __init__(self, kube: Creator, instance: str, rate: float = 50.0) -> None:
+        """Write through this client, as this instance of the operator, so many a second."""
         self._kube = kube
         self._instance = instance
+        self._pause = 1.0 / rate
         self._said: OrderedDict[str, None] = OrderedDict()
+        self._waiting: asyncio.Queue[Object] | None = None
+
+    async def run(self) -> None:
+        """Write what is recorded, until cancelled."""
+        self._waiting = asyncio.Queue(MOST_WAITING)
+        while True:
+            await self._create(await self._waiting.get())
+            await asyncio.sleep(self._pause)
+
+    async def flush(self) -> None:
+        """Write what still waits, without a pause."""
+        waiting, self._waiting = self._waiting, None
+        while waiting is not None and not waiting.empty():
+            await self._create(waiting.get_nowait())
 
     async def record(self, job: Mapping[str, Any], type_: str, reason: str, message: str) -> None:
         """Write one Event about a job; what goes wrong is logged and has no consequence."""
@@ -87,13 +108,26 @@ class Recorder:
             "reportingComponent": "finetune-operator",
             "reportingInstance": self._instance,
         }
+        self._said[name] = None
+        while len(self._said) > REMEMBERED:
+            self._said.popitem(last=False)
+        if self._waiting is None:
+            await self._create(body)
+            return
+        if self._waiting.full():
+            log.warning("an event is left out, %d wait already", MOST_WAITING)
+            self._forget(self._waiting.get_nowait())
+        self._waiting.put_nowait(body)
+
+    async def _create(self, body: Object) -> None:
         try:
             await self._kube.create(body)
         except Conflict:
             pass
         except KubeError as error:
             log.warning("an event could not be written: %s", error)
-            return
-        self._said[name] = None
-        while len(self._said) > REMEMBERED:
-            self._said.popitem(last=False)
+            self._forget(body)
+
+    def _forget(self, body: Object) -> None:
+        """Let an event that was not written be said again."""
+        self._said.pop(body["metadata"]["name"], None)

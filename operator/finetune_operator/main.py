@@ -93,6 +93,7 @@ class Operator:
         part("the watch", self._watch(started, stop, told))
         part("the look for PyTorchJobs", self._pytorch_watch().run())
         part("the list of jobs", self._relist(started))
+        part("the writing of events", self.worker.recorder.run())
         for number in range(settings.workers):
             part(f"worker {number}", self._work(number))
         end = asyncio.create_task(told.wait())
@@ -104,6 +105,8 @@ class Operator:
             for task in (end, *parts):
                 task.cancel()
             await asyncio.wait({end, *parts}, timeout=5.0)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.worker.recorder.flush(), 2.0)
             await self.puller.close()
             await self.kube.close()
             await server.cleanup()

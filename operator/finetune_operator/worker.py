@@ -40,7 +40,6 @@ from finetune_operator.workspace_growth import Growth, wanted
 
 log = logging.getLogger(__name__)
 
-SOON = 0.0
 STARTED = 5.0
 """Seconds after which a start that gave no sign is looked at again."""
 _SOFT = frozenset({"progress", "memory", "summary"})
@@ -110,7 +109,11 @@ class Worker:
     async def _turn(
         self, key: Key, body: Object, status: JobStatus, accepted: Accepted
     ) -> float | None:
-        """Account; write the ledger where it has changed, and stop there. Else plan and act."""
+        """Account, write the ledger where it has changed, then act on what was planned from it.
+
+        What is done was written down before; that it was planned from what this look has seen, and
+        not from a newer one, is no different from a look that was slow.
+        """
         job = accepted.job
         if status.resolved is None:
             ref = ResolvedRef(config_map=accepted.config_map, digest=accepted.digest)
@@ -126,9 +129,9 @@ class Worker:
         assert isinstance(ledger, JobStatus)
         if ledger != status:
             after = noted(derive(job, ledger, seen, step, now, known), notes)
-            await self._write(body, status, after, "ledger")
+            body = await self._write(body, status, after, "ledger")
             self._count(status, after)
-            return SOON
+            status = after
         deed = Deed(body, accepted, status, seen, around, self.observer)
         done = self._held_back(job.uid, step) or await act(self.kube, step, deed)
         if isinstance(done, Finish) and done.expired:
@@ -221,12 +224,16 @@ class Worker:
         if after != status:
             await self._write(body, status, after, "refused")
 
-    async def _write(self, body: Object, before: JobStatus, after: JobStatus, cause: str) -> None:
-        """Write the status under the version that was read, then say what has changed."""
-        await self.kube.replace_status(FINETUNE_JOBS, {**body, "status": after.to_json()})
+    async def _write(self, body: Object, before: JobStatus, after: JobStatus, cause: str) -> Object:
+        """Write the status under the version that was read, then say what has changed.
+
+        Returns the job as it is now.
+        """
+        found = await self.kube.replace_status(FINETUNE_JOBS, {**body, "status": after.to_json()})
         metrics.STATUS_WRITES.labels(cause).inc()
         for kind, reason, message in transitions(before, after):
             await self.recorder.record(body, kind, reason, message)
+        return found
 
     def _count(self, before: JobStatus, after: JobStatus) -> None:
         if after.outcome is not None and before.outcome is None:

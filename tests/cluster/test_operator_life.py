@@ -69,6 +69,7 @@ def test_a_job_from_pending_to_succeeded(plane, api, namespace, tmp_path):
         api.create(JOBS.format(namespace=namespace), job("bot"))
         watched = Watched(api, namespace, "bot")
         status = wait_for(lambda: outcome(api, namespace, "bot"), process)
+        wait_for(lambda: watched.phases()[-1:] == [status["phase"]], process)
         watched.stop()
 
     assert watched.phases() == [
