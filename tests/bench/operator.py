@@ -1,0 +1,460 @@
+"""How fast the operator starts jobs beside a bare training-operator, and what jobs at rest cost.
+
+    make bench B=operator                       # the table of docs/operate/scale.md: about 15 minutes
+    make bench B=operator ARGS="--only race"    # rest: 2,000 running jobs whose step stands still
+
+One control plane with controller-manager, scheduler, training-operator and fake nodes (kwok) serves
+both sides. In each round 200 FineTuneJobs are created at once, then 200 bare PyTorchJobs, or the
+other way round; every job has two training pods. All preparations end at the same time. Times are
+those at which a watch saw the objects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from finetune_api.reports import Progress
+from harness.audit import policy, requests
+from harness.control_plane import Api
+from harness.kwok import PREPARED, Fleet, fleet
+from harness.operator_driver import IMAGE, JOBS, start_operator, user_for, wait_for
+from harness.processes import Process
+from harness.progress_endpoints import ProgressEndpoints
+from harness.timed_watch import Creator, TimedWatch
+
+PODS = 2
+"""Training pods of a job in a race."""
+PYTORCH = "/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs"
+PEER = "training-operator"
+OPERATOR = user_for("")
+LIMITS = {"--workers": "8", "--looks-per-second": "200", "--relist-seconds": "300"}
+TICKS = os.sysconf("SC_CLK_TCK")
+STAGE = "labelSelector=finetune.dev%2Fstage%3D"
+
+
+@dataclass
+class Usage:
+    """CPU and memory of a process since a point in time, and what it asked for."""
+
+    pid: int
+    log: Path
+    user: str
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
+    cpu: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Begin now."""
+        self.cpu = self._seconds()
+
+    def spent(self) -> float:
+        """Return CPU seconds since the beginning."""
+        return self._seconds() - self.cpu
+
+    def resident(self) -> float:
+        """Return the memory in MiB."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def asked(self, *, writes: bool = False) -> int:
+        """Return the number of requests since the beginning."""
+        found = requests(self.log, user=self.user, since=self.began)
+        return sum(1 for one in found if one.writes or not writes)
+
+    def _seconds(self) -> float:
+        words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / TICKS
+
+
+@dataclass
+class Bench:
+    """What runs for as long as the benchmark does."""
+
+    fleet: Fleet
+    operator: Process
+    log: Path
+    rounds: int = 0
+
+    @property
+    def api(self) -> Api:
+        """The administrator's client."""
+        return self.fleet.plane.api
+
+    def ours(self) -> Usage:
+        """Count what the operator uses from now on."""
+        return Usage(self.operator.pid, self.log, OPERATOR)
+
+    def peers(self) -> Usage:
+        """Count what training-operator uses from now on."""
+        process = self.fleet.training_operator.process
+        assert process is not None
+        return Usage(process.pid, self.log, PEER)
+
+    def namespace(self) -> str:
+        """Make a namespace with the volumes of its jobs."""
+        self.rounds += 1
+        name, api = f"round-{self.rounds}", self.api
+        api.create("/api/v1/namespaces", {"metadata": {"name": name}})
+        for claim in ("models", "datasets", "shared"):
+            volume = f"{name}-{claim}"
+            spec = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
+            api.create(
+                "/api/v1/persistentvolumes",
+                {
+                    "metadata": {"name": volume},
+                    "spec": {
+                        **spec,
+                        "capacity": {"storage": "1Ti"},
+                        "hostPath": {"path": "/nowhere"},
+                        "claimRef": {"namespace": name, "name": claim},
+                    },
+                },
+            )
+            wanted = {"resources": {"requests": {"storage": "1Ti"}}, "volumeName": volume}
+            api.create(
+                f"/api/v1/namespaces/{name}/persistentvolumeclaims",
+                {"metadata": {"name": claim}, "spec": {**spec, **wanted}},
+            )
+        core = f"/api/v1/namespaces/{name}"
+        wait_for(lambda: api.get(f"{core}/serviceaccounts/default"))
+        wait_for(
+            lambda: all(
+                claim["status"].get("phase") == "Bound"
+                for claim in api.get(f"{core}/persistentvolumeclaims")["items"]
+            )
+        )
+        return name
+
+    def clear(self, namespace: str) -> None:
+        """Remove all jobs of a namespace and wait until their pods are gone."""
+        for path in (JOBS, PYTORCH):
+            options = {"propagationPolicy": "Background"}
+            self.api.request("DELETE", path.format(namespace=namespace), options)
+        children = (f"/apis/batch/v1/namespaces/{namespace}/jobs", PYTORCH, JOBS)
+        paths = [f"/api/v1/namespaces/{namespace}/pods", *children]
+        wait_for(
+            lambda: (
+                not any(
+                    self.api.get(f"{path.format(namespace=namespace)}?limit=1")["items"]
+                    for path in paths
+                )
+            ),
+            timeout=300.0,
+        )
+
+
+def our_job(name: str, prepared: str, nodes: int) -> dict[str, Any]:
+    """Return a FineTuneJob on accelerators, in a workspace that is there."""
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": {
+            "profileRef": {"name": prepared},
+            "model": {"uri": "pvc://models/tiny"},
+            "dataset": {"train": [{"uri": "pvc://datasets/train.jsonl"}]},
+            "method": {"lora": {}},
+            "resources": {"nodes": nodes, "accelerator": {"perNode": 1}},
+            "workspace": {"claimName": "shared"},
+        },
+    }
+
+
+def their_job(name: str) -> dict[str, Any]:
+    """Return a PyTorchJob of as many pods."""
+    limits = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    container = {"name": "pytorch", "image": IMAGE, "command": ["train"], **limits}
+    worker = {
+        "replicas": PODS,
+        "restartPolicy": "Never",
+        "template": {"spec": {"containers": [container]}},
+    }
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": name},
+        "spec": {"pytorchReplicaSpecs": {"Worker": worker}},
+    }
+
+
+def make_profile(api: Api, name: str, prepared: str) -> str:
+    """Make the profile whose jobs have prepared by then, or after so long; returns its name."""
+    spec = {"platform": {"podAnnotations": {PREPARED: prepared}}}
+    body = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneProfile"}
+    api.create(
+        "/apis/finetune.dev/v1alpha1/finetuneprofiles",
+        {**body, "metadata": {"name": name}, "spec": spec},
+    )
+    return name
+
+
+def create_all(api: Api, path: str, bodies: Sequence[dict[str, Any]], threads: int = 4) -> float:
+    """Create objects over a few connections; returns when it began."""
+    creators = [Creator(api) for _ in range(threads)]
+    began = time.monotonic()
+
+    def work(number: int) -> None:
+        for body in bodies[number::threads]:
+            creators[number].create(path, body)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    for creator in creators:
+        creator.close()
+    return began
+
+
+@dataclass
+class Ours:
+    """One round of FineTuneJobs."""
+
+    to_prepare: float
+    to_pods: float
+    reactions: list[float]
+    cpu: tuple[float, float]
+    asked: tuple[int, int]
+
+
+def race_ours(bench: Bench, jobs: int, hold: float) -> Ours:
+    """Create the jobs at once; let all preparations end at the same time."""
+    api, namespace = bench.api, bench.namespace()
+    path = JOBS.format(namespace=namespace)
+    core = f"/api/v1/namespaces/{namespace}/pods"
+    at = datetime.now(UTC) + timedelta(seconds=hold)
+    profile = make_profile(api, namespace, at.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    batch = f"/apis/batch/v1/namespaces/{namespace}/jobs?{STAGE}prepare"
+    prepares = TimedWatch(api, batch, metadata=True)
+    trains = TimedWatch(api, f"{core}?{STAGE}train", metadata=True)
+    pods, status = TimedWatch(api, f"{core}?{STAGE}prepare"), TimedWatch(api, path)
+    usage = bench.ours()
+    began = create_all(api, path, [our_job(f"bot-{n}", profile, PODS) for n in range(jobs)])
+    to_prepare = prepares.wait(jobs, hold, "preparations were made") - began
+    pods.wait(jobs, hold, "preparations have a pod")
+    cpu, asked = usage.spent(), usage.asked()
+    left = (at - datetime.now(UTC)).total_seconds()
+    if left < 2:
+        raise RuntimeError(f"the preparations end before all began: --hold {hold * 2:.0f}")
+    time.sleep(left - 1)
+    usage = bench.ours()
+    last = trains.wait(jobs * PODS, 300.0, "training pods")
+    cpus, all_asked = (cpu, usage.spent()), (asked, usage.asked())
+    time.sleep(1)
+    for watch in (prepares, trains, pods, status):
+        watch.stop()
+    ends = ends_of(pods)
+    reactions = reactions_of(ends, status)
+    bench.clear(namespace)
+    return Ours(to_prepare, last - min(ends.values()), reactions, cpus, all_asked)
+
+
+def ends_of(pods: TimedWatch) -> dict[str, float]:
+    """Return when the pod of each job's preparation was seen to have ended."""
+    found: dict[str, float] = {}
+    for at, _, pod in pods.changes():
+        if pod["status"].get("phase") == "Succeeded":
+            found.setdefault(pod["metadata"]["labels"]["finetune.dev/job"], at)
+    return found
+
+
+def reactions_of(ends: dict[str, float], status: TimedWatch) -> list[float]:
+    """Return the seconds from the end of each pod until the job's status was seen to say so."""
+    known: dict[str, float] = {}
+    for at, _, job in status.changes():
+        if (job.get("status") or {}).get("prepared"):
+            known.setdefault(job["metadata"]["name"], at)
+    return [known[name] - at for name, at in ends.items() if name in known]
+
+
+@dataclass
+class Theirs:
+    """One round of bare PyTorchJobs."""
+
+    to_pods: float
+    cpu: float
+    asked: int
+
+
+def race_theirs(bench: Bench, jobs: int) -> Theirs:
+    """Create the jobs at once."""
+    api, namespace = bench.api, bench.namespace()
+    pods = TimedWatch(api, f"/api/v1/namespaces/{namespace}/pods", metadata=True)
+    usage = bench.peers()
+    bodies = [their_job(f"bot-{n}") for n in range(jobs)]
+    began = create_all(api, PYTORCH.format(namespace=namespace), bodies)
+    last = pods.wait(jobs * PODS, 300.0, "training pods")
+    found = Theirs(last - began, usage.spent(), usage.asked())
+    pods.stop()
+    bench.clear(namespace)
+    return found
+
+
+def race(bench: Bench, jobs: int, runs: int, hold: float) -> None:
+    """Race both sides and print the table."""
+    ours: list[Ours] = []
+    theirs: list[Theirs] = []
+    for number in range(runs):
+        sides: list[Callable[[], None]] = [
+            lambda: ours.append(race_ours(bench, jobs, hold)),
+            lambda: theirs.append(race_theirs(bench, jobs)),
+        ]
+        # Whoever goes first changes, so that a drift of the machine hits both.
+        for side in sides if number % 2 else reversed(sides):
+            side()
+        print(
+            f"  run {number + 1}/{runs}: preparations {ours[-1].to_prepare:.2f} s, from their end"
+            f" to pods {ours[-1].to_pods:.2f} s; bare PyTorchJobs to pods"
+            f" {theirs[-1].to_pods:.2f} s; load {os.getloadavg()[0]:.1f}",
+            flush=True,
+        )
+    peer = [one.to_pods for one in theirs]
+    print(f"\n{jobs} jobs at once, {PODS} training pods each: median (least-most) of {runs} runs")
+    row("bare PyTorchJobs: all pods", peer, "s")
+    row("FineTuneJobs: all preparations", [one.to_prepare for one in ours], "s", peer)
+    row("  preparations' end: all pods", [one.to_pods for one in ours], "s", peer)
+    row("CPU of training-operator", [one.cpu for one in theirs], "s")
+    row("CPU of ours, to preparations", [one.cpu[0] for one in ours], "s")
+    row("  and to pods", [one.cpu[1] for one in ours], "s")
+    row("requests of training-operator", [one.asked / jobs for one in theirs], "a job")
+    row("requests of ours, to preparations", [one.asked[0] / jobs for one in ours], "a job")
+    row("  and to pods", [one.asked[1] / jobs for one in ours], "a job")
+    quantiles("a pod's end to status, all at once", [r for one in ours for r in one.reactions])
+    print(f"{'memory of the operator':<36} {bench.ours().resident():8.0f} MiB", flush=True)
+
+
+def row(name: str, values: Sequence[float], unit: str, peer: Sequence[float] = ()) -> None:
+    """Print one line; with a peer's values the ratio run by run."""
+    text = f"{statistics.median(values):8.2f} {unit} ({min(values):.2f}-{max(values):.2f})"
+    if peer:
+        ratios = [one / other for one, other in zip(values, peer, strict=True)]
+        text += f"   {statistics.median(ratios):.2f} x bare PyTorchJobs"
+        text += f" ({min(ratios):.2f}-{max(ratios):.2f})"
+    print(f"{name:<36} {text}", flush=True)
+
+
+def quantiles(name: str, values: Sequence[float]) -> None:
+    """Print the median, the 99th percentile and the most."""
+    cuts = statistics.quantiles(values, n=100)
+    text = f"p50 {cuts[49] * 1000:,.0f} ms, p99 {cuts[98] * 1000:,.0f} ms, most"
+    print(f"{name:<36} {text} {max(values) * 1000:,.0f} ms ({len(values)} pods)", flush=True)
+
+
+def react(bench: Bench, jobs: int) -> None:
+    """Let jobs come one after the other; print how soon the end of each pod is in status."""
+    api, namespace = bench.api, bench.namespace()
+    path = JOBS.format(namespace=namespace)
+    profile = make_profile(api, namespace, "3s")
+    pods = TimedWatch(api, f"/api/v1/namespaces/{namespace}/pods?{STAGE}prepare")
+    status = TimedWatch(api, path)
+    creator = Creator(api)
+    for number in range(jobs):
+        creator.create(path, our_job(f"bot-{number}", profile, 1))
+        time.sleep(0.5)
+    creator.close()
+    time.sleep(8)
+    pods.stop()
+    status.stop()
+    quantiles("a pod's end to status, two a second", reactions_of(ends_of(pods), status))
+    bench.clear(namespace)
+
+
+def rest(bench: Bench, jobs: int, seconds: float) -> None:
+    """Let many jobs run whose step stands still; print what that costs."""
+    api, namespace = bench.api, bench.namespace()
+    path = JOBS.format(namespace=namespace)
+    profile = make_profile(api, namespace, "1s")
+    uids: dict[str, str] = {}
+
+    def says(address: str) -> Progress | None:
+        uid = uids.get(address)
+        return Progress(job_uid=uid, attempt=1, claim=1, step=7, total_steps=60) if uid else None
+
+    endpoints = ProgressEndpoints(["0.0.0.0"], says)
+    status = TimedWatch(api, path)
+    pods = TimedWatch(api, f"/api/v1/namespaces/{namespace}/pods?{STAGE}train")
+    usage, began = bench.ours(), time.monotonic()
+    create_all(api, path, [our_job(f"bot-{n}", profile, 1) for n in range(jobs)])
+    pods.wait(jobs, 1800.0, "training pods")
+    took, cpu = time.monotonic() - began, usage.spent()
+    print(f"{jobs:,} jobs ran after {took:.0f} s; CPU of the operator until then {cpu:.0f} s")
+    for _, _, pod in pods.changes():
+        address = pod["status"].get("podIP")
+        if address:
+            uids[address] = pod["metadata"]["labels"]["finetune.dev/job-uid"]
+    wait_for(lambda: time.sleep(5) or shown(status) == jobs, timeout=900.0)
+    time.sleep(60)
+    asked, usage = endpoints.asked.total(), bench.ours()
+    time.sleep(seconds)
+    minutes = seconds / 60
+    print(f"\n{jobs:,} running jobs at rest, {seconds:.0f} s")
+    print(f"  memory {usage.resident():.0f} MiB, CPU {usage.spent() / minutes:.1f} s a minute")
+    print(
+        f"  {usage.asked(writes=True)} writes, {usage.asked() / minutes:.0f} requests and"
+        f" {(endpoints.asked.total() - asked) / minutes:.0f} reads of progress a minute",
+        flush=True,
+    )
+    endpoints.stop()
+    pods.stop()
+    status.stop()
+    bench.clear(namespace)
+
+
+def shown(status: TimedWatch) -> int:
+    """Return how many jobs show the step at which they stand."""
+    steps = {}
+    for _, _, job in status.changes():
+        progress = (job.get("status") or {}).get("progress") or {}
+        steps[job["metadata"]["name"]] = progress.get("step")
+    return sum(1 for step in steps.values() if step == 7)
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=["race", "react", "rest"])
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--hold", type=float, default=30.0, help="seconds until preparations end")
+    parser.add_argument("--resting", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=180.0, help="of rest that are measured")
+    arguments = parser.parse_args()
+    print(
+        f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the start"
+    )
+    print(f"training-operator: 200 requests a second, 400 at once, 8 threads; ours: {LIMITS}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with fleet(folder, audit_policy=policy(folder, OPERATOR, PEER)) as found:
+            words = [word for pair in LIMITS.items() for word in pair]
+            process = start_operator(found.plane.kubeconfig, "", folder / "operator.log", *words)
+            bench = Bench(found, process, found.plane.folder / "audit.log")
+            try:
+                print(f"memory of the operator at the start {bench.ours().resident():.0f} MiB")
+                if arguments.only in (None, "race"):
+                    race(bench, arguments.jobs, arguments.runs, arguments.hold)
+                if arguments.only in (None, "react"):
+                    react(bench, 100)
+                if arguments.only in (None, "rest"):
+                    rest(bench, arguments.resting, arguments.seconds)
+                print(f"load {os.getloadavg()[0]:.1f} at the end")
+            except RuntimeError as error:
+                print(f"{error}\n{process.tail(20)}", file=sys.stderr)
+                sys.exit(1)
+            finally:
+                process.stop()
+
+
+if __name__ == "__main__":
+    main()
