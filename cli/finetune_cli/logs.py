@@ -97,9 +97,10 @@ def _of_cluster(cluster: Cluster, job: ClusterJob, wanted: Wanted, *, follow: bo
 
 def _nothing_left(job: ClusterJob, wanted: Wanted) -> Problem:
     """Say that the pods are gone, or never were, and what is left of them."""
-    stage = wanted.stage or ("train" if wanted.attempt is not None else "")
-    what = f" of {stage}" if stage else ""
-    what += f" {wanted.attempt}" if wanted.attempt is not None else ""
+    stage = wanted.stage or "train"
+    what = f" of {wanted.stage}" if wanted.stage else ""
+    if wanted.attempt is not None:
+        what = f" of attempt {wanted.attempt}" + (f" at {stage}" if stage != "train" else "")
     what += f" with rank {wanted.rank}" if wanted.rank is not None else ""
     what += " before the newest" if wanted.previous else ""
     if not job.status.attempt and not job.status.tries:

@@ -106,10 +106,13 @@ class Follower:
 
     def run(self) -> bool:
         """Follow to the end; tells whether anything was there to read."""
-        self._watch(pods_path(self._cluster.namespace), _selector(self._job), lambda change: change)
+        pods = pods_path(self._cluster.namespace)
+        self._watch(pods, _selector(self._job), lambda change: change, self._tell)
         if not self._ended:
             fields = {"fieldSelector": f"metadata.name={self._job.name}"}
-            self._watch(jobs_path(self._cluster.namespace), fields, _JobChange)
+            # Of an outage both watches hear; one tells of it.
+            jobs = jobs_path(self._cluster.namespace)
+            self._watch(jobs, fields, _JobChange, lambda text: None)
         listed = False
         while not (listed and self._done()):
             match self._queue.get():
@@ -193,8 +196,15 @@ class Follower:
         except ApiRefusal as error:
             self._queue.put(error)
 
+    def _tell(self, text: str) -> None:
+        self._queue.put(_Said(text))
+
     def _watch(
-        self, path: str, query: dict[str, str], made: Callable[[Change | Listed], object]
+        self,
+        path: str,
+        query: dict[str, str],
+        made: Callable[[Change | Listed], object],
+        say: Callable[[str], None],
     ) -> None:
         def run() -> None:
             try:
@@ -202,9 +212,6 @@ class Follower:
                     self._queue.put(made(change))
             except (ApiRefusal, NoAnswer) as error:
                 self._queue.put(error)
-
-        def say(text: str) -> None:
-            self._queue.put(_Said(text))
 
         _start(run)
 
