@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -44,6 +44,7 @@ class Backend:
         pods: Sequence[Seen],
         gone: Sequence[Seen] = (),
         events: Sequence[Seen] = (),
+        processes: int | None = None,
     ) -> ChildState:
         """Return the state of a child.
 
@@ -52,8 +53,10 @@ class Backend:
             pods: those that exist; those of other owners are left out here.
             gone: pods as they were last seen before they were deleted.
             events: of the child and its pods, for the reason why they do not run.
+            processes: how many it was made with, where that is known: a tenant may have edited it.
         """
         facts = self.facts(child)
+        facts = facts if processes is None else replace(facts, processes=processes)
         return state(facts, members(facts.uid, pods, gone), events)
 
 

@@ -138,7 +138,10 @@ def _index(pod: Object) -> int:
 
 
 def _counting(facts: Facts, found: Sequence[Member]) -> list[Member]:
-    """Leave out pods of an earlier admission by the queue that never started: nothing was begun."""
+    """Leave out pods that never started and are not of this gang: nothing was begun.
+
+    They are of an earlier admission by the queue, or more than the gang has processes.
+    """
     since = facts.active_since
 
     def of_before(member: Member) -> bool:
@@ -148,7 +151,11 @@ def _counting(facts: Facts, found: Sequence[Member]) -> list[Member]:
             bool(facts.queue) and since is not None and member.created < since
         )
 
-    return [member for member in found if not of_before(member)]
+    def too_many(member: Member) -> bool:
+        """Somebody has edited the child's size: the gang is the one that it was made for."""
+        return member.index >= facts.processes and member.started is None
+
+    return [one for one in found if not of_before(one) and not too_many(one)]
 
 
 def _ends(
