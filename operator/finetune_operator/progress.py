@@ -107,7 +107,7 @@ class Puller:
     def want(self, source: Source) -> None:
         """Read the progress of a running job soon, unless it was read lately; then once an interval.
 
-        A pod that does not answer is not asked again until it is wanted again.
+        That goes on, whether the pod answers or not, until the job is left or forgotten.
         """
         now = self._clock()
         self._sources[source.job_uid] = source
@@ -122,6 +122,10 @@ class Puller:
         task = asyncio.ensure_future(self._pull(source, at - now))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def leave(self, job_uid: str) -> None:
+        """Ask no more, because nothing runs now; what is known stays."""
+        self._drop(job_uid)
 
     def forget(self, job_uid: str) -> None:
         """Drop what is known of a job that is gone, or that has ended."""
@@ -163,6 +167,7 @@ class Puller:
 
     async def _pull(self, source: Source, delay: float) -> None:
         await asyncio.sleep(delay)
+        self._arm(source.job_uid)
         body = await self._read(source)
         before = self._known.get(source.job_uid)
         if body is None:
@@ -170,9 +175,7 @@ class Puller:
             metrics.PULLS.labels("unreachable" if found is None else "log").inc()
             if found is None:
                 return
-            self._arm(source.job_uid)
         else:
-            self._arm(source.job_uid)
             found = accepted(body, source, before)
             metrics.PULLS.labels("refused" if found is None else "read").inc()
             if found is None:

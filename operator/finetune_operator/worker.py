@@ -184,6 +184,8 @@ class Worker:
         source = self.observer.source(key, deed.accepted, status, deed.around, deed.observed)
         if source is not None:
             self.puller.want(source)
+        else:
+            self.puller.leave(uid)
         if status.outcome is not None:
             self._restarting.discard(uid)
             self.puller.forget(uid)
@@ -199,7 +201,8 @@ class Worker:
                 at, longest = again, self.progress_seconds
             case StartPrepare() | StartAttempt() | StartPublish():
                 longest = STARTED
-            case Wait(until=until, condition="Suspended"):
+            case Wait(until=until, condition="Suspended") | Wait(until=until, reason="Training"):
+                # Whatever ends it is watched, and progress comes by itself.
                 at = until
             case Wait(until=until):
                 at, longest = until, self.progress_seconds

@@ -113,7 +113,7 @@ def test_a_pod_is_asked_once_in_an_interval_and_news_is_told():
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
-def test_a_pod_that_answers_is_asked_again_by_itself_and_one_that_does_not_is_left_alone():
+def test_a_pod_is_asked_again_by_itself_until_its_job_is_left():
     async def run():
         asked = []
 
@@ -137,11 +137,12 @@ def test_a_pod_that_answers_is_asked_again_by_itself_and_one_that_does_not_is_le
         number = len(asked)
         await asyncio.sleep(0.2)
         assert len(asked) == number == len(told), "a job that is over is not asked"
+        await runner.cleanup()
         puller.want(SOURCE)
         await asyncio.gather(*puller._tasks)
-        await runner.cleanup()
-        await asyncio.sleep(0.2)
-        assert not puller._again, "a pod that does not answer is not asked until it is wanted"
+        assert puller._again, "a pod that does not answer is asked again too"
+        puller.leave("uid-1")
+        assert not puller._again
         await puller.close()
 
     asyncio.run(asyncio.wait_for(run(), 20))
