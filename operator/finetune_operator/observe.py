@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from finetune_api.checkpoint import Claim
-from finetune_api.names import LABEL_UID, workspace_folder
+from finetune_api.names import LABEL_STAGE, LABEL_UID, workspace_folder
 from finetune_api.problem import Problem
 from finetune_api.reports import CompletionManifest, PrepareReport, TerminationReport
 from finetune_api.resolved import Stage, StageConfig
@@ -32,6 +33,7 @@ from finetune_operator.kube import (
     Forbidden,
     Kube,
     Object,
+    Resource,
     is_ending,
     owner_of,
     uid_of,
@@ -91,7 +93,8 @@ class Observer:
         """Return everything that the planner wants to know, and the objects behind it.
 
         Children are read before their pods: what a child says of its end is never newer than what
-        is seen of the pods.
+        is seen of the pods. The ledger names a child before it is made, so that a job whose ledger
+        has named none yet has neither.
         """
         job = accepted.job
         live, problems = await self.acceptance.live(body, accepted)
@@ -99,20 +102,31 @@ class Observer:
         available = ["PyTorchJob", "Job"] if pytorch else ["Job"]
         wanted = job.spec.backend or status.backend or None
         backend = choose(wanted, available)
-        children = await self._children(job.namespace, job.uid, pytorch=pytorch)
-        pods = await self.kube.list(PODS, job.namespace, f"{LABEL_UID}={job.uid}")
+        begun = status.child is not None or status.attempt > 0 or status.tries > 0
+        kinds = [BATCH_JOBS] if begun else []
+        kinds += [PYTORCH_JOBS] if pytorch and status.attempt > 0 else []
+        children, (space, around) = await asyncio.gather(
+            self._children(kinds, job.namespace, job.uid), self._workspace(accepted, status)
+        )
+        selector = f"{LABEL_UID}={job.uid}"
+        pods = await self.kube.list(PODS, job.namespace, selector) if begun else []
         there = {uid_of(pod) for pod in pods}
         gone = [pod for pod in self.seen.of_job(job.uid) if uid_of(pod) not in there]
         pods = [with_owner(pod, children, status.child) for pod in pods]
         gone = [with_owner(pod, children, status.child) for pod in gone]
-        states = [await self._state(child, pods, gone, status) for child in children]
+        states = [
+            await self._state(child, pods, gone, status, job.spec.resources.nodes)
+            for child in children
+        ]
         states += _remains(children, pods, gone, status, job.spec.resources.nodes)
-        space, around = await self._workspace(accepted, status)
         if backend is None:
             space = replace(space, problem=_no_backend(str(wanted)))
         reports = _reports(states, status.child)
         frozen = status.resolved.prepared if status.resolved else None
-        prepared = await self.acceptance.prepared(accepted, _prepared(job.uid, states), frozen)
+        prepared = None
+        if begun:
+            report = _prepared(job.uid, states)
+            prepared = await self.acceptance.prepared(accepted, report, frozen)
         found = Observed(
             live=live,
             children=tuple(states),
@@ -173,19 +187,25 @@ class Observer:
         """Let go of the pods of a job that is gone or has ended."""
         self.seen.forget(uid)
 
-    async def _children(self, namespace: str, uid: str, *, pytorch: bool) -> list[Object]:
+    async def _children(self, kinds: Sequence[Resource], namespace: str, uid: str) -> list[Object]:
         """Return the children of a job: by label, and only those that it owns."""
         selector = f"{LABEL_UID}={uid}"
-        found = await self.kube.list(BATCH_JOBS, namespace, selector)
-        if pytorch:
-            found += await self.kube.list(PYTORCH_JOBS, namespace, selector)
-        return [body for body in found if owner_of(body).get("uid") == uid]
+        lists = await asyncio.gather(*(self.kube.list(kind, namespace, selector) for kind in kinds))
+        return [body for found in lists for body in found if owner_of(body).get("uid") == uid]
 
     async def _state(
-        self, child: Object, pods: Sequence[Object], gone: Sequence[Object], status: JobStatus
+        self,
+        child: Object,
+        pods: Sequence[Object],
+        gone: Sequence[Object],
+        status: JobStatus,
+        nodes: int,
     ) -> ChildState:
         backend = BACKENDS.get(child["kind"], CPU_STAGES)
-        state = backend.read(child, pods, gone)
+        # What a child says of its size may have been edited; how it was made never changes.
+        trains = (child["metadata"].get("labels") or {}).get(LABEL_STAGE) == "train"
+        processes = nodes if trains else 1
+        state = backend.read(child, pods, gone, processes=processes)
         is_current = status.child is not None and status.child.name == state.name
         if state.over or state.ran or not is_current or is_ending(child):
             return state
@@ -202,7 +222,7 @@ class Observer:
                 )
         except Forbidden:
             return state
-        return backend.read(child, pods, gone, events)
+        return backend.read(child, pods, gone, events, processes)
 
     async def _workspace(
         self, accepted: Accepted, status: JobStatus
