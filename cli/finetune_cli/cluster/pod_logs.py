@@ -138,8 +138,8 @@ class Follower:
         if self._ended:
             return True
         wanted = self._chosen()
-        fixed = self._wanted.fixed and bool(wanted)
-        return fixed and all(pod.uid in self._begun for pod in wanted)
+        no_more = self._wanted.attempt is not None and bool(wanted)
+        return no_more and all(pod.uid in self._begun for pod in wanted)
 
     def _chosen(self) -> tuple[JobPod, ...]:
         pods = list(self._pods.values())

@@ -53,11 +53,6 @@ class Wanted:
     previous: bool = False
     """The run before the newest."""
 
-    @property
-    def fixed(self) -> bool:
-        """True when no later attempt can be meant."""
-        return self.attempt is not None or self.previous
-
 
 def read_pod(body: Mapping[str, Any]) -> JobPod | None:
     """Return a pod of a job; None for one without our labels."""
@@ -104,10 +99,10 @@ def choose(pods: Iterable[JobPod], wanted: Wanted) -> tuple[JobPod, ...]:
 
 
 def from_run(pods: Iterable[JobPod], wanted: Wanted, first: tuple[int, int]) -> tuple[JobPod, ...]:
-    """Return the pods of a run and, unless one run alone is wanted, of all later ones."""
+    """Return the pods of a run and of all later ones that are wanted."""
     found: list[JobPod] = []
     for run in _runs(pods, wanted):
-        if run[0].run == first or (run[0].run > first and not wanted.fixed):
+        if run[0].run >= first:
             found += _of_rank(run, wanted)
     return tuple(found)
 

@@ -103,11 +103,11 @@ def test_a_job_that_is_not_accepted_and_one_that_is_suspended_say_why() -> None:
 
 
 def test_the_progress_of_an_attempt_that_is_over_is_not_told_of_the_next() -> None:
-    def at(attempt: int, step: int) -> ClusterJob:
+    def at(attempt: int, step: int, phase: str = "Running") -> ClusterJob:
         progress = {"step": step, "totalSteps": 60}
-        return job(phase="Running", attempt=attempt, progress=progress)
+        return job(phase=phase, attempt=attempt, progress=progress)
 
-    assert told(at(1, 33), at(2, 33), at(2, 33), at(2, 31)) == [
+    assert told(at(1, 33), at(1, 35, "Recovering"), at(2, 35), at(2, 35), at(2, 31)) == [
         "training   attempt 1 from step 0",
         "  step 33/60",
         "training   attempt 2 from step 0",
