@@ -61,9 +61,22 @@ class Runtime:
     def _names(self, *words: str) -> list[str]:
         return run(*self._ctr(*words)).split()
 
-    def images(self) -> set[str]:
-        """Return the names of all images."""
-        return set(self._names("images", "ls", "-q"))
+    def images(self) -> dict[str, str]:
+        """Return digest by name of all images."""
+        lines = run(*self._ctr("images", "ls")).splitlines()[1:]
+        return {words[0]: words[2] for words in map(str.split, lines)}
+
+    def _drop(self, wanted: Iterable[str]) -> list[str]:
+        """Drop other tags of the same repositories; returns them.
+
+        The node's own second names of images, their digests, would keep the content for ever.
+        """
+        old = _outdated(self.images(), wanted)
+        if old:
+            run(*self._ctr("images", "rm", *old))
+        if nameless := _nameless(self.images()):
+            run(*self._ctr("images", "rm", "--sync", *nameless))  # waits until the disk is free
+        return old
 
     def bring(
         self, images: Sequence[ImageArchive], say: Callable[[str], None], *, keep: bool = False
@@ -77,8 +90,7 @@ class Runtime:
         known: dict[str, list[int]] = json.loads(notes.read_text()) if notes.is_file() else {}
         there = self.images()
         wanted = {one.reference: one for image in images for one in (*_lower(image), image)}
-        for old in [] if keep else _outdated(there, wanted):
-            run(*self._ctr("images", "rm", "--sync", old))
+        for old in [] if keep else self._drop(wanted):
             known.pop(old, None)
         for reference, image in wanted.items():
             facts = image.archive.stat()
@@ -174,6 +186,15 @@ def _outdated(there: Iterable[str], wanted: Iterable[str]) -> list[str]:
     repositories = {reference.rpartition(":")[0] for reference in wanted}
     return sorted(
         one for one in there if one not in wanted and one.rpartition(":")[0] in repositories
+    )
+
+
+def _nameless(images: Mapping[str, str]) -> list[str]:
+    named = {digest for name, digest in images.items() if not name.startswith("sha256:")}
+    return sorted(
+        name
+        for name, digest in images.items()
+        if name.startswith("sha256:") and digest not in named
     )
 
 

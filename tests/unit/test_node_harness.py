@@ -73,6 +73,15 @@ def test_other_tags_of_what_is_wanted_are_outdated():
     ]
 
 
+def test_a_digest_that_no_name_stands_for_is_nameless():
+    images = {
+        "finetune.local/trainer:new": "sha256:a",
+        "sha256:1": "sha256:a",
+        "sha256:2": "sha256:b",
+    }
+    assert containerd._nameless(images) == ["sha256:2"]
+
+
 @pytest.mark.parametrize(
     ("rule", "ours"),
     [
