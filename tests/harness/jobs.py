@@ -117,4 +117,4 @@ def playing(player: PodPlayer) -> Iterator[PodPlayer]:
         yield player
     finally:
         player.stop()
-        assert not player.errors
+        assert not player.errors, player.errors

@@ -117,7 +117,7 @@ class PodPlayer:
                 if not self.still:
                     self.turn()
             except (ApiError, OSError) as error:
-                if not (isinstance(error, ApiError) and error.code in (404, 409)):
+                if not (isinstance(error, ApiError) and error.code in (404, 409, 429)):
                     self.errors.append(repr(error))
             self._stop.wait(self.pause)
 
