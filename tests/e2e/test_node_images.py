@@ -1,6 +1,8 @@
 """What a node keeps of images from one cluster to the next, and what it drops."""
 
+import hashlib
 import os
+import tarfile
 
 import pytest
 
@@ -39,6 +41,11 @@ def names(node):
     return {name for name in node.images() if not name.startswith("sha256:")}
 
 
+def layer(image):
+    with tarfile.open(image.archive) as archive:
+        return f"sha256:{hashlib.sha256(archive.extractfile('layer.tar').read()).hexdigest()}"
+
+
 def test_images_are_imported_once_and_older_ones_dropped(node, image):
     said = []
     first, other = image("finetune.local/a:1", b"first"), image("finetune.local/b:1", b"other")
@@ -49,7 +56,7 @@ def test_images_are_imported_once_and_older_ones_dropped(node, image):
 
     node.bring([first], said.append)
     assert len(said) == 2  # it was there
-    assert blobs(node) == kept  # and what was not asked for stays
+    assert {layer(first), layer(other)} <= blobs(node)  # and what was not asked for stays
 
     second = image("finetune.local/a:2", b"second")
     node.bring([second], said.append, keep=True)
@@ -60,8 +67,9 @@ def test_images_are_imported_once_and_older_ones_dropped(node, image):
     assert len(said) == 3
     digests = {digest for name, digest in node.images().items() if name.startswith("sha256:")}
     assert digests <= {digest for name, digest in node.images().items() if name in names(node)}
-    assert len(kept - blobs(node)) == 4  # index, manifest, configuration, layer
-    assert node.images()["finetune.local/b:1"] in blobs(node)
+    assert layer(first) in kept
+    assert layer(first) not in blobs(node)
+    assert {layer(second), layer(other)} <= blobs(node)
 
 
 def test_an_archive_that_was_written_again_is_imported_again(node, image):
