@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from harness.tenant import make_tenant
+from harness.tenant import make_readable, make_tenant
 from harness.typed import ROOT, Reader, editor
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -16,7 +16,9 @@ MODEL = "smollm2-135m-instruct"
 def reader(cluster, tiny_model, page_variables):
     """A user whose volumes are filled as the pages say, but for the size of the model."""
     team = make_tenant(cluster, "reader")
-    shutil.copytree(tiny_model, team.claim("models") / MODEL)
+    models = team.claim("models")
+    shutil.copytree(tiny_model, models / MODEL)
+    make_readable(models)
     shutil.copytree(ROOT / "examples" / "datasets", team.claim("datasets"), dirs_exist_ok=True)
     team.claim("output")
     return Reader(editor(cluster, team.namespace, "rita"), page_variables)

@@ -51,7 +51,7 @@ TINY: dict[str, Any] = {
         "maxSteps": 60,
         "epochs": 1000,
     },
-    "resources": {"accelerator": {"device": "cpu", "perNode": 0}},
+    "resources": {"accelerator": {"device": "cpu", "perNode": 0}, "cpu": "1"},
     "checkpoint": {"gracePeriodSeconds": 20},
 }
 """A job that a node without a GPU trains in seconds."""
@@ -289,8 +289,16 @@ def make_tenant(cluster: Access, namespace: str, labels: Mapping[str, str] | Non
 
 def fill(tenant: Tenant, model: Path, rows: int = 40) -> None:
     """Make the claims ``models`` and ``datasets`` of ``TINY`` with a model and rows in them."""
-    shutil.copytree(model, tenant.claim("models") / "tiny")
+    models = tenant.claim("models")
+    shutil.copytree(model, models / "tiny")
+    make_readable(models)
     write_rows(tenant.claim("datasets") / "train.jsonl", chats(rows))
+
+
+def make_readable(folder: Path) -> None:
+    """Let every user read files: claims that are mounted read-only are given to no group."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
 
 
 def processes_of(pod: Mapping[str, Any]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.names import VOLUMES_MOUNT
 from finetune_api.problem import Problem, Refused
 
 
@@ -106,6 +108,8 @@ def _known(error: BaseException) -> Ending | None:
         return Ending(ExitCode.INVALID_CONFIG, error.problems[0].message[:512], error.problems)
     if isinstance(error, Signalled | KeyboardInterrupt):
         return Ending(ExitCode.SIGNALLED, "asked to stop")
+    if isinstance(error, PermissionError) and str(error.filename).startswith(f"{VOLUMES_MOUNT}/"):
+        return _not_permitted(error)
     names = {kind.__name__ for kind in type(error).__mro__}
     text = str(error).lower()
     if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
@@ -130,6 +134,18 @@ def _does_not_fit(error: BaseException) -> Ending:
         field="spec.training.microBatchSize",
     )
     return Ending(ExitCode.DOES_NOT_FIT, problem.message[:512], (problem,))
+
+
+def _not_permitted(error: PermissionError) -> Ending:
+    """A claim that is mounted read-only is given to no group: its files stay as they are."""
+    claim, _, path = str(error.filename).removeprefix(f"{VOLUMES_MOUNT}/").partition("/")
+    problem = Problem(
+        code="not-permitted",
+        message=f"user {os.getuid()} may not read pvc://{claim}/{path}"[:1024],
+        fix="let everybody read the claim's files (chmod -R a+rX), or run as their owner"
+        " (platform.podSecurity of the profile); then raise recovery.retryGeneration",
+    )
+    return Ending(ExitCode.MODEL_UNAVAILABLE, problem.message[:512], (problem,))
 
 
 def _storage_full(error: BaseException) -> Ending:

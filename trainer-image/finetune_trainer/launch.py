@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.problem import Problem
@@ -67,14 +69,43 @@ def settings(config: StageConfig, cores: int) -> dict[str, str]:
 
 def apply(config: StageConfig) -> None:
     """Settle the environment of this process and of those that it starts."""
-    cores = len(os.sched_getaffinity(0))
-    for name, value in settings(config, cores).items():
+    for name, value in settings(config, cores()).items():
         if name == "OMP_NUM_THREADS":
             os.environ.setdefault(name, value)
         else:
             os.environ[name] = value
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)  # a controller's are those of the node, not of a rank
+
+
+def cores(root: Path = Path("/")) -> int:
+    """Return the processors that this process may keep busy: the control group's limit counts too.
+
+    With more threads than that the kernel stops all of them for a part of each period, in which the
+    other ranks wait. The limit is the job's, so the number is the same on every node.
+    """
+    there = len(os.sched_getaffinity(0))
+    limit = _cpu_limit(root / "sys/fs/cgroup")
+    return there if limit is None else max(1, min(there, math.ceil(limit)))
+
+
+def _cpu_limit(groups: Path) -> float | None:
+    """Return the limit of this control group in processors; None where there is none."""
+    try:
+        words = (groups / "cpu.max").read_text(encoding="ascii").split()
+    except OSError:
+        try:
+            words = [
+                (groups / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii").strip()
+                for name in ("quota", "period")
+            ]
+        except OSError:
+            return None
+    try:
+        quota, period = (int(word) for word in words)
+    except ValueError:  # "max"
+        return None
+    return quota / period if quota > 0 and period > 0 else None
 
 
 def rendezvous(nodes: int, environ: Mapping[str, str]) -> Rendezvous:

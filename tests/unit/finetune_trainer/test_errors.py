@@ -52,6 +52,12 @@ class DistBackendError(RuntimeError):
             20,
             "communication-lost",
         ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/volumes/models/tiny/config.json"),
+            16,
+            "not-permitted",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/workspace/x"), 1, "unexpected"),
         (ValueError("no idea"), 1, "unexpected"),
         (FileNotFoundError(errno.ENOENT, "No such file"), 1, "unexpected"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 1, "unexpected"),

@@ -33,6 +33,29 @@ def test_on_an_accelerator_its_devices_are_left_alone(tmp_path: Path) -> None:
     assert values["OMP_NUM_THREADS"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "20000 100000"}, 1),
+        ({"cpu.max": "800000 100000"}, 4),
+        ({"cpu.max": "max 100000"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        ({}, 4),
+    ],
+)
+def test_a_limit_of_the_control_group_counts_beside_the_machine_s_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    for name, text in files.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    assert launch.cores(tmp_path) == cores
+
+
 def test_training_is_offline_and_tells_nobody(tmp_path: Path) -> None:
     values = launch.settings(config(tmp_path), cores=1)
     assert values["HF_HUB_OFFLINE"] == "1"
