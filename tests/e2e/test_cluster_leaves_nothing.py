@@ -16,6 +16,7 @@ from harness.scratch_images import BUSYBOX_IMAGE
 
 TESTS = Path(__file__).parents[1]
 SETTINGS = (
+    "net/bridge/bridge-nf-call-iptables",
     "net/ipv4/ip_forward",
     "net/ipv6/conf/all/forwarding",
     "net/ipv4/conf/all/route_localnet",
@@ -188,6 +189,7 @@ def check_that_it_is_seen(before, during, processes):
 
 @pytest.fixture
 def data(tmp_path):
+    clear()  # what an earlier run left is no part of what this one finds
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "precious").write_text("kept")
