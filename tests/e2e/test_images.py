@@ -14,7 +14,7 @@ import pytest
 
 from finetune_operator.render import environment
 from harness.image_runs import Mounted, mounted
-from harness.images import ROOT, Image, build_at_once
+from harness.images import ROOT, Image, build_at_once, operator_image, stage_keys
 from harness.oci_archive import Layout
 
 ANYONE = random.Random().randrange(10_000, 2_000_000_000)
@@ -165,10 +165,12 @@ def files_of(image: Layout) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def test_what_is_built_in_parts_is_what_a_user_builds(
-    images: tuple[Image, Image], tmp_path: Path
-) -> None:
-    whole, parts = build_at_once("operator", tmp_path / "layout"), Layout(images[0].archive)
+def test_what_is_built_in_parts_is_what_a_user_builds(tmp_path: Path) -> None:
+    before = stage_keys()
+    whole = build_at_once("operator", tmp_path / "layout")
+    parts = Layout(operator_image().archive)
+    if stage_keys() != before:
+        pytest.skip("the sources were edited while they were built")
     assert whole.config()["config"] == parts.config()["config"]
     assert len(whole.config()["history"]) == len(parts.config()["history"])
     assert files_of(whole) == files_of(parts)

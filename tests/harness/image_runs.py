@@ -136,7 +136,8 @@ def mounted(images: Sequence[Image]) -> Iterator[list[Mounted]]:
                     for container in one.started:
                         container.end()
                     run("umount", one.root)
-                    run(*ctr, "snapshots", "rm", str(one.root))
+                    for kind in ("snapshots", "leases"):  # in vain where its cluster has ended
+                        attempt(*ctr, kind, "rm", str(one.root))
 
 
 @contextmanager
