@@ -8,7 +8,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
 WORKERS ?= 2
 ARGS ?=
-SHELL_SCRIPTS := requirements/install .ci/run
+SHELL_SCRIPTS := requirements/install requirements/install-locked .ci/run
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 export PYTHONUNBUFFERED = 1
