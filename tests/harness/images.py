@@ -50,7 +50,7 @@ INPUTS = {
     "program": (*SOURCES, *PROGRAMS),
 }
 """The files that a stage of the Dockerfile reads."""
-KEPT = 4
+KEPT = 8
 """Archives of older code that stay, a target; older packages go when newer ones are there."""
 
 
