@@ -169,7 +169,8 @@ class Acceptance:
         now, problems = changed_spec(job, body.get("spec") or {})
         if now.active_deadline_seconds != job.spec.active_deadline_seconds and now.profile_ref:
             profile = await self._profiles.named(now.profile_ref.name)
-            refused = over_limits(now, profile) if profile else [_no_limits(now.profile_ref.name)]
+            gone = no_limits(now.profile_ref.name, "spec.activeDeadlineSeconds")
+            refused = over_limits(now, profile) if profile else [gone]
             if refused:
                 problems += tuple(refused)
                 kept = job.spec.active_deadline_seconds
@@ -301,10 +302,11 @@ def changed_spec(job: ResolvedJob, spec: Mapping[str, Any]) -> tuple[JobSpec, tu
     return JobSpec.model_validate(now), problems
 
 
-def _no_limits(profile: str) -> Problem:
+def no_limits(profile: str, field: str) -> Problem:
+    """Return the problem of a change that a profile which is gone would have to allow."""
     return Problem(
         code="profile-missing",
-        field="spec.activeDeadlineSeconds",
+        field=field,
         message=f"FineTuneProfile {profile} is gone, so nobody says how far this may go",
         fix="bring it back",
     )

@@ -14,7 +14,7 @@ from finetune_api.document import digest_of
 from finetune_api.problem import Problem, Refused
 from finetune_api.status import JobStatus, ResolvedRef
 from finetune_operator import metrics
-from finetune_operator.acceptance import Acceptance, Accepted, Lost
+from finetune_operator.acceptance import Acceptance, Accepted, Lost, no_limits
 from finetune_operator.act import Deed, act, clean
 from finetune_operator.events import Recorder, transitions
 from finetune_operator.kube import FINETUNE_JOBS, Forbidden, Kube, Object, is_ending, uid_of
@@ -158,7 +158,11 @@ class Worker:
         if around.claim is None or size is None:
             return around.problems
         profile = await self.acceptance.profile(accepted)
-        kept = await self.growth.grow(around.claim, size, profile)
+        reference = accepted.job.spec.profile_ref
+        if profile is None and reference is not None:
+            kept: Problem | None = no_limits(reference.name, "spec.workspace.size")
+        else:
+            kept = await self.growth.grow(around.claim, size, profile)
         if kept is None:
             return around.problems
         _, text = words((kept,))

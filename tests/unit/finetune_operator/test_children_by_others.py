@@ -1,0 +1,116 @@
+"""What somebody else does to a job's child, look by look, with a clock that is set."""
+
+from datetime import timedelta
+
+from finetune_operator.ownership import with_owner
+from harness.looks import NAMESPACE, Looks
+from harness.pod_player import Run
+
+CHILDREN = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+
+def training(looks):
+    looks.create(checkpoint={"gracePeriodSeconds": 20})
+    for _ in range(8):
+        looks.turn()
+    assert looks.status["phase"] == "Running"
+
+
+def first_attempt_runs(stage, attempt, node):
+    del node
+    return Run(forever=stage == "train" and attempt == 1)
+
+
+def test_a_child_whose_size_was_set_to_nothing_is_lost_after_its_grace_period():
+    looks = Looks(script=first_attempt_runs)
+    training(looks)
+    looks.api.request("PATCH", f"{CHILDREN}/bot-1", {"spec": {"parallelism": 0}})
+    looks.turn()
+    looks.turn()
+    assert looks.status["attempt"] == 1
+    looks.ahead += timedelta(seconds=20 + 60 + 2)
+    looks.settle()
+
+    assert looks.status["attempt"] == 2
+    assert (looks.status["failures"], looks.status["preemptions"]) == (0, 1)
+    assert looks.live()["outcome"] == "Succeeded"
+    assert looks.status["resumes"][0]["fromStep"] == 30
+
+
+def test_a_child_that_was_suspended_and_then_deleted_by_hand_is_followed_by_another():
+    looks = Looks(script=first_attempt_runs)
+    training(looks)
+    looks.api.request("PATCH", f"{CHILDREN}/bot-1", {"spec": {"suspend": True}})
+    for _ in range(3):
+        looks.turn()
+    looks.ahead += timedelta(minutes=10)
+    looks.settle()
+
+    assert looks.conditions()["Recovering"][:2] == ("True", "SuspendedByOthers")
+    assert looks.children() == ["bot-1"]
+    looks.api.request("DELETE", f"{CHILDREN}/bot-1")
+    assert looks.live()["outcome"] == "Succeeded"
+    assert looks.player.most_alive == {"bot": 1}
+
+
+def pod(**labels):
+    return {
+        "metadata": {
+            "name": "bot-1-0-abcde",
+            "labels": {
+                "app.kubernetes.io/managed-by": "finetune-operator",
+                "batch.kubernetes.io/job-name": "bot-1",
+                **labels,
+            },
+        }
+    }
+
+
+def child(**metadata):
+    return {"metadata": {"name": "bot-1", "uid": "u-1", **metadata}}
+
+
+def test_a_pod_without_an_owner_is_ours_only_when_its_child_is_gone_or_going():
+    assert with_owner(pod(), [child()], None) == pod()
+    going = with_owner(pod(), [child(deletionTimestamp="2026-11-22T10:00:00Z")], None)
+    assert going["metadata"]["ownerReferences"] == [
+        {"kind": "Job", "name": "bot-1", "uid": "u-1", "controller": True}
+    ]
+    gone = with_owner(pod(), [], None)
+    assert gone["metadata"]["ownerReferences"][0]["uid"] == "gone/bot-1"
+
+
+def test_labels_alone_make_no_pod_ours():
+    copy = pod()
+    copy["metadata"]["name"] = "debug-of-bot"
+    assert with_owner(copy, [], None) == copy
+    other = pod(**{"app.kubernetes.io/managed-by": "somebody"})
+    assert with_owner(other, [], None) == other
+
+
+def test_what_a_profile_that_is_gone_would_limit_stays_as_it_was():
+    looks = Looks(script=first_attempt_runs)
+    profiles = "/apis/finetune.dev/v1alpha1/finetuneprofiles"
+    limits = {"workspace": "100Gi", "runtime": "2h"}
+    profile = {"metadata": {"name": "p"}, "spec": {"limits": limits}}
+    looks.api.create(profiles, profile)
+    small = {"size": "10Gi"}
+    looks.create(profileRef={"name": "p"}, workspace=small, activeDeadlineSeconds=600)
+    for _ in range(8):
+        looks.turn()
+    claim = looks.api.objects["persistentvolumeclaims", NAMESPACE, "bot-workspace"]
+    claim["status"] = {"phase": "Bound"}
+    looks.api.request("DELETE", f"{profiles}/p")
+    looks.profiles.changed()
+    looks.change(workspace={"size": "900Gi"}, activeDeadlineSeconds=99_999)
+    looks.settle()
+
+    accepted = looks.conditions()["Accepted"]
+    gone = "FineTuneProfile p is gone, so nobody says how far this may go [profile-missing]"
+    assert accepted[2] == (
+        f"spec.activeDeadlineSeconds: {gone} fix: bring it back;"
+        f" spec.workspace.size: {gone} fix: bring it back"
+    )
+    claims = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims/bot-workspace"
+    assert looks.api.get(claims)["spec"]["resources"]["requests"]["storage"] == "10Gi"
