@@ -125,4 +125,5 @@ def test_attempt_rank_and_the_run_before(cluster, job, tmp_path):
     assert one.stdout.splitlines() == [f"[bot-1-1] line {number}" for number in (1, 2, 3)]
     none = printed(cluster, tmp_path, "--attempt", "9")
     assert none.returncode == 1
-    assert none.stderr.startswith("error  no pod of attempt 9 of job bot is there (any more)")
+    # The operator, which did not accept the job, knows of no pod.
+    assert none.stderr.startswith("error  job bot has had no pods yet: it is Pending [no-pods]")
