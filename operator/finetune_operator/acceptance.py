@@ -11,7 +11,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,7 +24,15 @@ from finetune_api.profile import Platform
 from finetune_api.reports import PrepareReport
 from finetune_api.resolved import ResolvedJob
 from finetune_api.status import JobStatus
-from finetune_operator.kube import CONFIG_MAPS, NAMESPACES, PROFILES, Kube, KubeError, Object
+from finetune_operator.kube import (
+    CONFIG_MAPS,
+    NAMESPACES,
+    PROFILES,
+    Conflict,
+    Kube,
+    KubeError,
+    Object,
+)
 from finetune_operator.observed import Live
 from finetune_operator.ownership import create_exactly, owned_by
 from finetune_operator.render.owner import labels, metadata
@@ -53,6 +61,8 @@ class Accepted:
     """Of everything that was written down. Status has it, which no tenant can write."""
     queue_labels: Mapping[str, str]
     """As they were at acceptance, when the profile was asked: labels can be changed later."""
+    was_there: bool = False
+    """It had been written down before: what it has begun since may not stand in a ledger."""
 
 
 class Lost(Exception):
@@ -238,7 +248,11 @@ class Acceptance:
         job, queue_labels = made
         parts = {"job.json": job.to_json(), "queue.json": queue_labels}
         body = _config_map(job, _name(job.name, job.uid), parts)
-        return _parsed(await create_exactly(self._kube, body, job.uid))
+        try:
+            return _parsed(await self._kube.create(body))
+        except Conflict:
+            found = _parsed(await create_exactly(self._kube, body, job.uid))
+            return replace(found, was_there=True)
 
     async def _read(self, body: Object) -> Accepted | None:
         metadata_ = body["metadata"]

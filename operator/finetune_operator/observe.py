@@ -94,7 +94,7 @@ class Observer:
 
         Children are read before their pods: what a child says of its end is never newer than what
         is seen of the pods. The ledger names a child before it is made, so that a job whose ledger
-        has named none yet has neither.
+        has named none yet has neither, unless somebody took the ledger away.
         """
         job = accepted.job
         live, problems = await self.acceptance.live(body, accepted)
@@ -102,9 +102,10 @@ class Observer:
         available = ["PyTorchJob", "Job"] if pytorch else ["Job"]
         wanted = job.spec.backend or status.backend or None
         backend = choose(wanted, available)
-        begun = status.child is not None or status.attempt > 0 or status.tries > 0
+        anew = accepted.was_there
+        begun = anew or status.child is not None or status.attempt > 0 or status.tries > 0
         kinds = [BATCH_JOBS] if begun else []
-        kinds += [PYTORCH_JOBS] if pytorch and status.attempt > 0 else []
+        kinds += [PYTORCH_JOBS] if pytorch and (anew or status.attempt > 0) else []
         children, (space, around) = await asyncio.gather(
             self._children(kinds, job.namespace, job.uid), self._workspace(accepted, status)
         )

@@ -33,7 +33,7 @@ def kubeflow():
 
 
 @pytest.fixture
-def jobs(kubeflow, request):
+def jobs(kubeflow, request):  # in the place of the one with the other control plane
     name = re.sub("[^a-z0-9]+", "-", request.node.name.lower())[-40:].strip("-")
     return Jobs(kubeflow.api, make_namespace(kubeflow.api, name))
 

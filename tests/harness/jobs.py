@@ -109,6 +109,11 @@ class Jobs:
         ]
 
 
+def folder_of(name: str, uid: str) -> str:
+    """Return the folder of a job in its workspace, after which its ConfigMaps are named."""
+    return f"{name}-{uid.replace('-', '')[:8]}"
+
+
 @contextmanager
 def playing(player: PodPlayer) -> Iterator[PodPlayer]:
     """Let a player play for the length of a block; it must not have met an error."""

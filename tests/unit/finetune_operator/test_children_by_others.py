@@ -114,3 +114,16 @@ def test_what_a_profile_that_is_gone_would_limit_stays_as_it_was():
     )
     claims = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims/bot-workspace"
     assert looks.api.get(claims)["spec"]["resources"]["requests"]["storage"] == "10Gi"
+
+
+def test_a_job_whose_status_was_taken_away_starts_nothing_beside_what_runs():
+    looks = Looks(script=first_attempt_runs)
+    training(looks)
+    looks.api.objects["finetunejobs", NAMESPACE, "bot"]["status"] = {}
+    looks.restart()
+    looks.settle()
+    looks.player.script = lambda *_: Run()
+
+    assert looks.live()["outcome"] == "Succeeded"
+    assert looks.player.most_alive == {"bot": 1}
+    assert looks.status["attempt"] == 1
