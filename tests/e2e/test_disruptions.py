@@ -40,7 +40,7 @@ def hungry(tenant):
     """A job of one pod whose memory is limited to a little more than it needs."""
     spec = {
         "training": {"maxSteps": 100_000},
-        "resources": {"memory": "1400Mi", "cpu": "1", "sharedMemory": "2Gi"},
+        "resources": {"memory": "1400Mi", "sharedMemory": "2Gi"},
         "backend": "Job",
         "checkpoint": {"everySteps": 1000},
     }

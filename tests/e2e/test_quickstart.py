@@ -25,7 +25,7 @@ HEADER = ["NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "ETA", "GPUS", "RESTART
 
 @pytest.fixture(scope="module")
 def team(cluster):
-    return make_tenant(cluster, TEAM)
+    return make_tenant(cluster, TEAM, cpu="2")
 
 
 @pytest.fixture(scope="module")

@@ -27,13 +27,14 @@ QUOTA = {
     "persistentvolumeclaims": "60",
     "pods": "60",
 }
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "type": "Container",
-    "default": {"cpu": "2", "memory": "6Gi"},
+    "default": {"cpu": "1", "memory": "6Gi"},
     "defaultRequest": {"cpu": "50m", "memory": "1Gi"},
     "max": {"cpu": "8", "memory": "16Gi"},
 }
-"""What a pod that asks for nothing gets; every pod of ours does without a word of its own."""
+"""What a pod that asks for nothing gets. One processor is one thread: with two for each of the pods
+that share two, all would mostly wait for each other."""
 
 TINY: dict[str, Any] = {
     "model": {"uri": "pvc://models/tiny"},
@@ -51,7 +52,7 @@ TINY: dict[str, Any] = {
         "maxSteps": 60,
         "epochs": 1000,
     },
-    "resources": {"accelerator": {"device": "cpu", "perNode": 0}, "cpu": "1"},
+    "resources": {"accelerator": {"device": "cpu", "perNode": 0}},
     "checkpoint": {"gracePeriodSeconds": 20},
 }
 """A job that a node without a GPU trains in seconds."""
@@ -270,8 +271,13 @@ class Tenant:
         return "\n".join(parts)
 
 
-def make_tenant(cluster: Access, namespace: str, labels: Mapping[str, str] | None = None) -> Tenant:
-    """Make a namespace that enforces restricted Pod Security, a quota and limits."""
+def make_tenant(
+    cluster: Access, namespace: str, labels: Mapping[str, str] | None = None, *, cpu: str = "1"
+) -> Tenant:
+    """Make a namespace that enforces restricted Pod Security, a quota and limits.
+
+    ``cpu`` is the limit of a pod that names none.
+    """
     enforced = {
         f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")
     }
@@ -280,7 +286,8 @@ def make_tenant(cluster: Access, namespace: str, labels: Mapping[str, str] | Non
     api.create("/api/v1/namespaces", body)
     quota = {"metadata": {"name": "team"}, "spec": {"hard": QUOTA}}
     api.create(f"{inside}/resourcequotas", quota)
-    limits = {"metadata": {"name": "team"}, "spec": {"limits": [LIMITS]}}
+    limited = {**LIMITS, "default": {**LIMITS["default"], "cpu": cpu}}
+    limits = {"metadata": {"name": "team"}, "spec": {"limits": [limited]}}
     api.create(f"{inside}/limitranges", limits)
     account = f"{inside}/serviceaccounts/default"
     until(lambda: api.get(account), f"namespace {namespace} had its service account")
