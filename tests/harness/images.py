@@ -84,29 +84,24 @@ def trainer_image() -> Image:
 
 def image(target: str) -> Image:
     """Return an image of this checkout; raises ``RuntimeError`` with what to install or mend."""
-    keys = stage_keys()
-    packages = _packages(target, keys)
-    found = Image(
-        f"{REGISTRY}/{target}:{keys[target]}",
-        cache_folder() / keys[target] / f"{target}.tar",
-        (packages,) if target == TRAINER else (),
-    )
-    if not all(one.archive.is_file() for one in (found, packages)):
+    found = _image(target, stage_keys())
+    if not all(one.archive.is_file() for one in (found, *found.layers)):
         _check_tools()
-        with _lock(target):  # another process may build it while this one waits
+        with _lock(target), _checkout() as checkout:  # another process may have built it meanwhile
+            packages, found = _packages(target, checkout.keys), _image(target, checkout.keys)
             if not packages.archive.is_file():
-                _build_packages(target, packages, keys)
+                _build_packages(target, packages, checkout)
             if not found.archive.is_file():
                 with _lock("stages"):
-                    _build_image(target, found, packages, keys)
+                    _build_image(target, found, packages, checkout)
     return found
 
 
 def build_at_once(target: str, folder: Path) -> Layout:
     """Build a target in one go, as a user does, into an OCI layout at ``folder``."""
     _check_tools()
-    with _lock("stages"):
-        _bud(target, f"oci:{folder}:{target}", stage_keys(), [])
+    with _lock("stages"), _checkout() as checkout:
+        _bud(target, f"oci:{folder}:{target}", checkout, [])
         _prune()
     return Layout(folder)
 
@@ -116,9 +111,31 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetunejob/images"
 
 
-def stage_keys() -> dict[str, str]:
+@dataclass(frozen=True)
+class _Checkout:
+    """The files of a build, which nobody edits while it runs, and the hashes of its stages."""
+
+    root: Path
+    keys: dict[str, str]
+
+
+@contextmanager
+def _checkout() -> Iterator[_Checkout]:
+    """Copy what the Dockerfile reads."""
+    with tempfile.TemporaryDirectory(dir=_temporary()) as folder:
+        root = Path(folder)
+        for name in ("Dockerfile", ".dockerignore", "requirements", *SOURCES, *PROGRAMS):
+            if (ROOT / name).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / name, root / name, ignore=ignored)
+            else:
+                shutil.copy2(ROOT / name, root / name)
+        yield _Checkout(root, stage_keys(root))
+
+
+def stage_keys(root: Path = ROOT) -> dict[str, str]:
     """Return a hash for each stage of the Dockerfile: of its text, its files and what it builds on."""
-    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^#.*\n", "", (root / "Dockerfile").read_text(), flags=re.MULTILINE)
     stages = {
         found[2]: found[0]
         for found in re.finditer(r"^FROM (\S+) AS (\S+)\n(?:(?!FROM ).*\n)*", text, re.MULTILINE)
@@ -127,20 +144,27 @@ def stage_keys() -> dict[str, str]:
     keys = {"base": base}
     for name, stage in stages.items():
         needs = [other for other in stages if re.search(rf"(?:FROM |from=){other}\b", stage)]
-        files = [line for path in INPUTS.get(name, ()) for line in _files(ROOT / path)]
+        files = [line for path in INPUTS.get(name, ()) for line in _files(root, path)]
         keys[name] = _hash(stage, base, *(keys[other] for other in needs if other in keys), *files)
     return keys
 
 
-def _files(path: Path) -> Iterator[str]:
+def _files(root: Path, name: str) -> Iterator[str]:
+    path = root / name
     paths = sorted(path.rglob("*")) if path.is_dir() else [path]
     for one in paths:
         if one.is_file() and "__pycache__" not in one.parts:
-            yield f"{one.relative_to(ROOT)} {hashlib.sha256(one.read_bytes()).hexdigest()}"
+            yield f"{one.relative_to(root)} {hashlib.sha256(one.read_bytes()).hexdigest()}"
 
 
 def _hash(*words: str) -> str:
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+
+
+def _image(target: str, keys: dict[str, str]) -> Image:
+    layers = (_packages(target, keys),) if target == TRAINER else ()
+    archive = cache_folder() / keys[target] / f"{target}.tar"
+    return Image(f"{REGISTRY}/{target}:{keys[target]}", archive, layers)
 
 
 def _packages(target: str, keys: dict[str, str]) -> Image:
@@ -151,12 +175,12 @@ def _packages(target: str, keys: dict[str, str]) -> Image:
 # --- the steps --------------------------------------------------------------------------------------
 
 
-def _build_packages(target: str, packages: Image, keys: dict[str, str]) -> None:
+def _build_packages(target: str, packages: Image, checkout: _Checkout) -> None:
     with _lock("stages"):
-        contexts = [_stage("tools", keys), _stage("runtime", keys)]
+        contexts = [_stage("tools", checkout), _stage("runtime", checkout)]
     packages.archive.parent.mkdir(parents=True, exist_ok=True)
     part = packages.archive.with_suffix(".part")
-    _bud(f"{target}-packages", f"oci-archive:{part}:{packages.reference}", keys, contexts)
+    _bud(f"{target}-packages", f"oci-archive:{part}:{packages.reference}", checkout, contexts)
     _prune()
     part.replace(packages.archive)
     for older in cache_folder().glob(f"*/{packages.archive.name}"):
@@ -165,19 +189,19 @@ def _build_packages(target: str, packages: Image, keys: dict[str, str]) -> None:
     _say(f"{packages.reference}: {packages.archive.stat().st_size / 1e6:.0f} MB")
 
 
-def _build_image(target: str, found: Image, packages: Image, keys: dict[str, str]) -> None:
+def _build_image(target: str, found: Image, packages: Image, checkout: _Checkout) -> None:
     """Build the last stage on what stands for its packages, then put it on top of them.
 
     The stage copies files and says how they run; with its real packages below, each change of a line
     would go through gigabytes.
     """
-    runtime = _stage("runtime", keys)
-    contexts = [_stage("program", keys, [_stage("tools", keys)])]
+    runtime = _stage("runtime", checkout)
+    contexts = [_stage("program", checkout, [_stage("tools", checkout)])]
     contexts.append((f"{target}-packages", runtime[1]))
     found.archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=found.archive.parent) as folder:
         upper = Layout(Path(folder) / "layout")
-        _bud(target, f"oci:{upper.path}:{target}", keys, contexts)
+        _bud(target, f"oci:{upper.path}:{target}", checkout, contexts)
         below = Layout(packages.archive)
         with _step(f"{target}: writing {found.archive.name}"):
             _check_environment(below, upper)
@@ -205,18 +229,18 @@ def _forget_older(target: str) -> None:
 
 
 def _stage(
-    name: str, keys: dict[str, str], contexts: list[tuple[str, str]] | None = None
+    name: str, checkout: _Checkout, contexts: list[tuple[str, str]] | None = None
 ) -> tuple[str, str]:
     """Return a stage's name and its image in buildah's own storage, built where it is not there."""
-    reference = f"localhost/finetune-{name}:{keys[name]}"
+    reference = f"localhost/finetune-{name}:{checkout.keys[name]}"
     if not attempt(*_buildah(), "inspect", "--type", "image", reference):
-        _bud(name, reference, keys, contexts or [])
+        _bud(name, reference, checkout, contexts or [])
         _drop_older(reference)
     return name, reference
 
 
-def _base(keys: dict[str, str]) -> str:
-    reference = f"localhost/finetune-base:{keys['base']}"
+def _base(checkout: _Checkout) -> str:
+    reference = f"localhost/finetune-base:{checkout.keys['base']}"
     if attempt(*_buildah(), "inspect", "--type", "image", reference):
         return reference
     with tempfile.TemporaryDirectory(dir=_temporary()) as folder:
@@ -253,10 +277,10 @@ def _prune() -> None:
     attempt(*_buildah(), "rmi", "--prune")
 
 
-def _bud(target: str, output: str, keys: dict[str, str], contexts: list[tuple[str, str]]) -> None:
+def _bud(target: str, output: str, checkout: _Checkout, contexts: list[tuple[str, str]]) -> None:
     """Build one stage of the Dockerfile into buildah's storage, a folder or an archive."""
-    base = _base(keys)
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    base = _base(checkout)
+    version = tomllib.loads((checkout.root / "pyproject.toml").read_text())["project"]["version"]
     words = [
         *("--isolation", "chroot", "--layers=false", "--format", "oci", "--disable-compression"),
         *("--pull-never", "--target", target, "--tag", output, "--build-arg", f"VERSION={version}"),
@@ -266,7 +290,7 @@ def _bud(target: str, output: str, keys: dict[str, str], contexts: list[tuple[st
     ]
     with _step(f"{target}: building"):
         done = subprocess.run(
-            [*map(str, _buildah()), "bud", *words, str(ROOT)],
+            [*map(str, _buildah()), "bud", *words, str(checkout.root)],
             capture_output=True,
             text=True,
             check=False,
