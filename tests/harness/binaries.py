@@ -61,8 +61,6 @@ SOURCES = {
     PAUSE: Source("pause", "."),
     KUBE_SCORE: Source("kube-score", "github.com/zegl/kube-score/cmd/kube-score"),
 }
-CONTROL_PLANE = (ETCD, API_SERVER, KUBECTL)
-"""What ``tests/cluster`` needs."""
 
 
 def cache_folder() -> Path:
@@ -75,7 +73,7 @@ def cache_folder() -> Path:
 def folder_of(module: str, cache: Path | None = None) -> Path:
     """Return the folder that holds the binaries of exactly these sources and this compiler."""
     digest = hashlib.sha256()
-    for path in sorted((GO / module).iterdir()):
+    for path in sorted(one for one in (GO / module).rglob("*") if one.is_file()):
         digest.update(path.read_bytes())
     digest.update(_go_version().encode())
     return (cache or cache_folder()) / f"{module}-{digest.hexdigest()[:16]}"
