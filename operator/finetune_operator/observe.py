@@ -106,11 +106,10 @@ class Observer:
         begun = anew or status.child is not None or status.attempt > 0 or status.tries > 0
         kinds = [BATCH_JOBS] if begun else []
         kinds += [PYTORCH_JOBS] if pytorch and (anew or status.attempt > 0) else []
-        children, (space, around) = await asyncio.gather(
-            self._children(kinds, job.namespace, job.uid), self._workspace(accepted, status)
+        (children, pods), (space, around) = await asyncio.gather(
+            self._children_and_pods(kinds, job.namespace, job.uid),
+            self._workspace(accepted, status),
         )
-        selector = f"{LABEL_UID}={job.uid}"
-        pods = await self.kube.list(PODS, job.namespace, selector) if begun else []
         there = {uid_of(pod) for pod in pods}
         gone = [pod for pod in self.seen.of_job(job.uid) if uid_of(pod) not in there]
         pods = [with_owner(pod, children, status.child) for pod in pods]
@@ -188,11 +187,30 @@ class Observer:
         """Let go of the pods of a job that is gone or has ended."""
         self.seen.forget(uid)
 
-    async def _children(self, kinds: Sequence[Resource], namespace: str, uid: str) -> list[Object]:
-        """Return the children of a job: by label, and only those that it owns."""
+    async def _children_and_pods(
+        self, kinds: Sequence[Resource], namespace: str, uid: str
+    ) -> tuple[list[Object], list[Object]]:
+        """Return the children of a job, by label and only those that it owns, and its pods.
+
+        All are asked for at the same time: each list takes the API server a while, during which it
+        only waits. Pods that turn out to be older than a child are read once more.
+        """
+        if not kinds:
+            return [], []
         selector = f"{LABEL_UID}={uid}"
-        lists = await asyncio.gather(*(self.kube.list(kind, namespace, selector) for kind in kinds))
-        return [body for found in lists for body in found if owner_of(body).get("uid") == uid]
+        *lists, pods = await asyncio.gather(
+            *(self.kube.listed(kind, namespace, selector) for kind in (*kinds, PODS))
+        )
+        versions = [found.version for found in lists if found.version is not None]
+        comparable = len(versions) == len(lists) and pods.version is not None
+        if not comparable:
+            pods = await self.kube.listed(PODS, namespace, selector)
+        elif pods.version is not None and pods.version < max(versions):
+            pods = await self.kube.listed(PODS, namespace, selector, since=max(versions))
+        children = [
+            body for found in lists for body in found.items if owner_of(body).get("uid") == uid
+        ]
+        return children, pods.items
 
     async def _state(
         self,

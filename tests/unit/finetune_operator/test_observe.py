@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import pytest
+
+from finetune_operator.kube import BATCH_JOBS, Listing, Resource
+from finetune_operator.observe import Observer
 from harness.looks import NAMESPACE, Looks
 from harness.pod_player import Run
 
@@ -69,3 +74,34 @@ def test_what_a_child_said_last_counts_after_its_object_is_gone() -> None:
     assert status["lastFailure"]["exitCode"] == 143
     assert status["resumes"][0]["fromStep"] == 60
     assert status["resumes"][0]["stoppedAt"] == 70
+
+
+@pytest.mark.parametrize(
+    ("versions", "asked"),
+    [
+        ((7, 7), [("jobs", None), ("pods", None)]),
+        ((7, 9), [("jobs", None), ("pods", None)]),
+        ((9, 7), [("jobs", None), ("pods", None), ("pods", 9)]),
+        ((None, 7), [("jobs", None), ("pods", None), ("pods", None)]),
+    ],
+)
+def test_pods_are_never_older_than_the_children_beside_them(
+    versions: tuple[int | None, int | None], asked: list[tuple[str, int | None]]
+) -> None:
+    """Both are asked for at once; who answered from an older state is asked again."""
+    said = []
+
+    class Lists:
+        async def listed(
+            self, resource: Resource, namespace: str, labels: str, since: int | None = None
+        ) -> Listing:
+            del namespace, labels
+            said.append((resource.plural, since))
+            version = versions[0] if resource == BATCH_JOBS else versions[1]
+            return Listing([{"metadata": {"name": str(len(said))}}], since or version)
+
+    observer = Observer(Lists(), None, None, None)  # type: ignore[arg-type]
+    _, pods = asyncio.run(observer._children_and_pods([BATCH_JOBS], NAMESPACE, "uid"))
+
+    assert said == asked
+    assert pods == [{"metadata": {"name": str(len(asked))}}]
