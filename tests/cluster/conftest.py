@@ -32,7 +32,9 @@ def definitions(plane):
 def outage(plane, definitions, tmp_path_factory):
     """Two minutes without the API server for an operator of its own; begun by who asks first."""
     del definitions
-    return Outage(plane, tmp_path_factory.mktemp("outage")).begin()
+    found = Outage(plane, tmp_path_factory.mktemp("outage")).begin()
+    yield found
+    found.abandon()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from harness.control_plane import ControlPlane
 from harness.jobs import Jobs, playing
 from harness.operator_driver import make_namespace, operator, operator_token, wait_for
 from harness.pod_player import PodPlayer, Run
-from harness.processes import free_port
+from harness.processes import Process, free_port
 
 SECONDS = 120.0
 RUNNING = ("ends", "fails", "fades", "halts")
@@ -43,6 +43,7 @@ class Outage:
     """What /healthz and /readyz answered at the end of the outage."""
     _error: BaseException | None = None
     _thread: threading.Thread | None = None
+    _over: threading.Event = field(default_factory=threading.Event)
 
     def begin(self) -> Outage:
         """Begin, unless it was begun before."""
@@ -60,6 +61,24 @@ class Outage:
             raise self._error
         assert not thread.is_alive()
         return self
+
+    def abandon(self) -> None:
+        """End it where nobody waits for it; returns when nothing of it runs any more."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join(60)
+
+    def _until(self, what: Callable[[], Any], process: Process | None = None) -> None:
+        def going_on() -> Any:
+            if self._over.is_set():
+                raise InterruptedError
+            return what()
+
+        wait_for(going_on, process, 120)
+
+    def _pause(self, seconds: float) -> None:
+        if self._over.wait(max(0.0, seconds)):
+            raise InterruptedError
 
     def _guarded(self) -> None:
         try:
@@ -97,11 +116,11 @@ class Outage:
                 for name in RUNNING:
                     jobs.submit(name)
                 for name in RUNNING:
-                    wait_for(lambda name=name: jobs.phase(name) == "Running", process, 120)
+                    self._until(lambda name=name: jobs.phase(name) == "Running", process)
                 self._be_away(jobs, player, proxy, held, port)
                 began = time.monotonic()
                 for name in (*RUNNING, "comes"):
-                    wait_for(lambda name=name: jobs.outcome(name), process, 120)
+                    self._until(lambda name=name: jobs.outcome(name), process)
                 self.back = time.monotonic() - began
                 assert not process.ended(), process.tail()
         finally:
@@ -115,20 +134,20 @@ class Outage:
         """A job ends, one fails, the pod of one goes without a trace, one is to be suspended."""
         began = time.monotonic()
         proxy.away = True
-        time.sleep(SECONDS / 8)  # what was on its way has come
+        self._pause(SECONDS / 8)  # what was on its way has come
         before = len(proxy.passed)
-        time.sleep(SECONDS / 8)
+        self._pause(SECONDS / 8)
         held["ends"] = held["fails"] = False
         player.preempt("fades-1-0-abcde")
         jobs.change("finetunejobs", "halts", {"spec": {"suspend": True}})
         jobs.submit("comes")
-        wait_for(lambda: jobs.find("jobs", "ends-1")["status"].get("completionTime"))  # type: ignore[index]
-        wait_for(lambda: jobs.find("jobs", "fails-1")["status"].get("failed"))  # type: ignore[index]
-        wait_for(lambda: jobs.find("pods", "fades-1-0-abcde") is None)
-        time.sleep(SECONDS / 4)
+        self._until(lambda: jobs.find("jobs", "ends-1")["status"].get("completionTime"))  # type: ignore[index]
+        self._until(lambda: jobs.find("jobs", "fails-1")["status"].get("failed"))  # type: ignore[index]
+        self._until(lambda: jobs.find("pods", "fades-1-0-abcde") is None)
+        self._pause(SECONDS / 4)
         jobs.change("finetunejobs", "halts", {"spec": {"suspend": False}})
         held["halts"] = False
-        time.sleep(max(0.0, SECONDS - (time.monotonic() - began)))
+        self._pause(SECONDS - (time.monotonic() - began))
         self.health = (_code(port, "/healthz"), _code(port, "/readyz"))
         self.written = proxy.passed[before:]
         self.away = time.monotonic() - began

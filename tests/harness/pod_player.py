@@ -19,6 +19,7 @@ from finetune_api.checkpoint import CheckpointRef
 from finetune_api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_STAGE, LABEL_UID
 from finetune_api.reports import DataReport, TerminationReport
 from harness.control_plane import Api, ApiError
+from harness.kept_api import KeptApi
 from harness.played_children import KINDS, Kind
 from harness.simulation import make_choices, ref
 
@@ -104,8 +105,12 @@ class PodPlayer:
     _began: dict[str, float] = field(default_factory=dict)
     _places: dict[tuple[str, int], tuple[str, bool]] = field(default_factory=dict)
     """(child's uid, index) -> the pod's uid, and whether it ran."""
+    _client: Any = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+
+    def __post_init__(self) -> None:
+        self._client = self.api
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -117,6 +122,13 @@ class PodPlayer:
             self._thread.join(20)
 
     def _run(self) -> None:
+        self._client = KeptApi(self.api)
+        try:
+            self._go_on()
+        finally:
+            self._client.close()
+
+    def _go_on(self) -> None:
         while not self._stop.is_set():
             try:
                 if not self.still:
@@ -134,10 +146,10 @@ class PodPlayer:
         children = [
             (kind, child)
             for kind in kinds
-            for child in self.api.get(kind.path(self.namespace))["items"]
+            for child in self._client.get(kind.path(self.namespace))["items"]
             if LABEL_UID in (child["metadata"].get("labels") or {})
         ]
-        pods = self.api.get(f"/api/v1/namespaces/{self.namespace}/pods")["items"]
+        pods = self._client.get(f"/api/v1/namespaces/{self.namespace}/pods")["items"]
         self._count(pods)
         uids = {child["metadata"]["uid"] for _, child in children}
         for pod in pods:
@@ -167,16 +179,16 @@ class PodPlayer:
     def _collect(self) -> None:
         """Remove what belongs to a FineTuneJob that does not exist any more."""
         root = f"/apis/finetune.dev/v1alpha1/namespaces/{self.namespace}/finetunejobs"
-        there = {job["metadata"]["uid"] for job in self.api.get(root)["items"]}
+        there = {job["metadata"]["uid"] for job in self._client.get(root)["items"]}
         core = f"/api/v1/namespaces/{self.namespace}"
         paths = [f"{core}/{plural}" for plural in _OWNED]
         paths += [k.path(self.namespace) for k in KINDS.values() if self.pytorch or k.name == "Job"]
         for path in paths:
-            for body in self.api.get(path)["items"]:
+            for body in self._client.get(path)["items"]:
                 owners = body["metadata"].get("ownerReferences") or ()
                 if any(o["kind"] == "FineTuneJob" and o["uid"] not in there for o in owners):
                     options = {"propagationPolicy": "Background"}
-                    self.api.request("DELETE", f"{path}/{body['metadata']['name']}", options)
+                    self._client.request("DELETE", f"{path}/{body['metadata']['name']}", options)
 
     def _count(self, pods: list[Object]) -> None:
         alive: dict[str, set[str]] = {}
@@ -296,7 +308,7 @@ class PodPlayer:
             "spec": spec,
         }
         try:
-            made = self.api.request("POST", f"/api/v1/namespaces/{self.namespace}/pods", body)
+            made = self._client.request("POST", f"/api/v1/namespaces/{self.namespace}/pods", body)
         except ApiError as error:
             if error.code != 409:
                 raise
@@ -368,7 +380,7 @@ class PodPlayer:
         }
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}/status"
         patch = {"metadata": {"uid": pod["metadata"]["uid"]}, "status": status}
-        self.api.request("PATCH", path, patch, "application/merge-patch+json")
+        self._client.request("PATCH", path, patch, "application/merge-patch+json")
 
     def _end_pod(self, pod: Object) -> None:
         """SIGTERM: the process saves and ends with 143; then the object goes."""
@@ -380,18 +392,20 @@ class PodPlayer:
                 pod, Run(exit_code=143, step=30, checkpoint=30 if stage == "train" else None)
             )
         options = {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}
-        self.api.request("DELETE", path, {"apiVersion": "v1", "kind": "DeleteOptions", **options})
+        self._client.request(
+            "DELETE", path, {"apiVersion": "v1", "kind": "DeleteOptions", **options}
+        )
 
     def _orphan(self, pods: list[Object]) -> None:
         for pod in pods:
             path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}"
             patch = {"metadata": {"uid": pod["metadata"]["uid"], "ownerReferences": None}}
-            self.api.request("PATCH", path, patch, "application/merge-patch+json")
+            self._client.request("PATCH", path, patch, "application/merge-patch+json")
 
     def _drop_finalizers(self, kind: Kind, child: Object) -> None:
         patch = {"metadata": {"uid": child["metadata"]["uid"], "finalizers": None}}
         path = kind.path(self.namespace, child["metadata"]["name"])
-        self.api.request("PATCH", path, patch, "application/merge-patch+json")
+        self._client.request("PATCH", path, patch, "application/merge-patch+json")
 
     def _finish(self, kind: Kind, child: Object, success: bool, phases: list[str]) -> None:
         at = now()
@@ -401,7 +415,7 @@ class PodPlayer:
     def _child_status(self, kind: Kind, child: Object, status: Object) -> None:
         path = kind.path(self.namespace, child["metadata"]["name"], "status")
         patch = {"metadata": {"uid": child["metadata"]["uid"]}, "status": status}
-        self.api.request("PATCH", path, patch, "application/merge-patch+json")
+        self._client.request("PATCH", path, patch, "application/merge-patch+json")
 
 
 _OWNED = ("configmaps", "services", "persistentvolumeclaims")
