@@ -121,7 +121,7 @@ def twin(tenant: Tenant) -> Callable[[], Kept]:
     """Wait for the undisturbed job; returns what it left."""
 
     def ended() -> Kept:
-        status = tenant.finished("twin", 300)
+        status = tenant.finished("twin", 600)
         counted = (status["outcome"], status["attempt"], status["failures"], status["preemptions"])
         assert counted == ("Succeeded", 1, 0, 0), status.get("lastFailure")
         return tenant.kept("twin")

@@ -162,7 +162,7 @@ def jobs(team):
 @pytest.mark.parametrize("case", CASES)
 def test_the_condition_says_what_is_wrong_and_what_to_do(jobs, case):
     _, reason, text = CASES[case]
-    status = jobs.finished(case, 240)
+    status = jobs.finished(case, 400)
     assert (status["outcome"], status["attempt"]) == ("Failed", 0)
     failed = jobs.conditions(case)["Failed"]
     assert (failed[0], failed[1]) == ("True", reason), failed

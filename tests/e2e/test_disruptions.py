@@ -61,7 +61,7 @@ def each_when_it_trains(disturbances):
                 before[name] = found
         return len(before) == len(jobs)
 
-    tenant.wait(disturb, f"{' and '.join(jobs)} train", 200)
+    tenant.wait(disturb, f"{' and '.join(jobs)} train", 400)
     return before
 
 
@@ -95,11 +95,11 @@ def test_a_pod_is_evicted_and_a_pod_is_deleted(tenant, hungry, kubeflow, plain):
 
 def test_a_container_that_uses_too_much_memory_fails_its_job(tenant, hungry):
     """The kernel kills the process that trains when the pod's memory disk is filled."""
-    tenant.wait(lambda: tenant.kept(hungry).steps(1), "it trains")
+    tenant.wait(lambda: tenant.kept(hungry).steps(1), "it trains", 400)
     (pod,) = tenant.running(hungry)
     fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=1400"
     tenant.kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", fill, check=False)
-    status = tenant.finished(hungry, 60)
+    status = tenant.finished(hungry, 120)
     assert (status["outcome"], status["attempt"]) == ("Failed", 1)
     assert (status["failures"], status["preemptions"]) == (1, 0)
     failure = status["lastFailure"]
@@ -160,7 +160,7 @@ def test_the_operator_is_upgraded_while_jobs_run(tenant, upgrade, operator_pod, 
     assert new["spec"]["containers"][0]["image"] != old["spec"]["containers"][0]["image"]
     for job in jobs:
         was, status = before[job.name]
-        now = tenant.wait(job.in_training, f"{job.name} still trains", 30)
+        now = tenant.wait(job.in_training, f"{job.name} still trains", 60)
         assert [p["metadata"]["uid"] for p in now.pods] == [p["metadata"]["uid"] for p in was.pods]
         assert now.child == was.child
         assert now.step > was.step
@@ -195,7 +195,7 @@ def test_the_node_loses_power(cluster, kubeflow, plain):
 @pytest.mark.parametrize("name", ["kubeflow", "plain"])
 def test_the_adapter_is_that_of_the_same_job_undisturbed(name, request, tenant, twin):
     job = request.getfixturevalue(name)
-    status = tenant.finished(job.name, 300)
+    status = tenant.finished(job.name, 600)
     assert status["outcome"] == "Succeeded"
     assert (status["attempt"], status["failures"], status["preemptions"]) == (6, 0, 5)
     assert [one["attempt"] for one in status["resumes"]] == [2, 3, 4, 5, 6]

@@ -8,7 +8,7 @@ from harness.disturbed import SPEC, Disturbed
 from harness.scratch_images import BUSYBOX_IMAGE
 from harness.stage_config import merged
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 OTHERS = "other-team"
 RESTRICTED = {
@@ -97,7 +97,7 @@ def test_a_preempted_job_waits_for_room_and_ends_bit_equal(cluster, tenant, urge
     status = job.goes_on(before, {"Preempted"}, together=True)
     assert "PreemptionByScheduler" in status["lastFailure"]["message"]
 
-    status = tenant.finished("preempted", 240)
+    status = tenant.finished("preempted", 600)
     assert status["outcome"] == "Succeeded"
     assert (status["attempt"], status["preemptions"], status["failures"]) == (2, 1, 0)
     (resume,) = status["resumes"]

@@ -15,7 +15,7 @@ from harness.disturbed import SPEC, Disturbed
 from harness.stage_config import merged
 from harness.tenant import processes_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def test_a_gang_that_comes_back_is_fenced(cluster, tenant, twin):
             assert old <= there, "nobody removes pods by force"
         finally:
             cluster.start_kubelet()
-        tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 90)
+        tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 200)
         untouched = of_the_second(job.kept)
     (resume,) = tenant.status("parted")["resumes"]
     assert (resume["cause"], resume["fromStep"]) == ("LostInfrastructure", before.checkpoint)
@@ -72,7 +72,7 @@ def test_a_gang_that_comes_back_is_fenced(cluster, tenant, twin):
     assert job.kept.end(1)["checkpoint"]["step"] == before.checkpoint
     assert untouched.items() <= of_the_second(job.kept).items()
 
-    status = tenant.finished("parted", 240)
+    status = tenant.finished("parted", 600)
     assert status["outcome"] == "Succeeded"
     assert (status["attempt"], status["failures"], status["preemptions"]) == (2, 0, 1)
     assert job.kept.losses() == undisturbed.losses()

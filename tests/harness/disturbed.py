@@ -69,7 +69,7 @@ class Disturbed:
             return None
         return Before(tuple(pods), status["child"]["name"], progress["step"], saved["step"])
 
-    def trains(self, timeout: float = 150.0) -> Before:
+    def trains(self, timeout: float = 400.0) -> Before:
         """Wait until it trains beyond a checkpoint of this attempt."""
         words = f"{self.name} trains, attempt {self.attempt}"
         return self.tenant.wait(self.in_training, words, timeout)  # type: ignore[no-any-return]
@@ -80,7 +80,7 @@ class Disturbed:
         causes: Collection[str],
         *,
         together: bool,
-        timeout: float = 150.0,
+        timeout: float = 400.0,
     ) -> dict[str, Any]:
         """Wait for the next attempt's claim and check what it is; returns the status.
 
