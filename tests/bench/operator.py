@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,7 +34,7 @@ from harness.audit import policy, requests
 from harness.control_plane import Api
 from harness.kwok import PREPARED, Fleet, fleet
 from harness.operator_driver import IMAGE, JOBS, start_operator, user_for, wait_for
-from harness.processes import Process
+from harness.processes import Process, free_port, wait_until
 from harness.progress_endpoints import ProgressEndpoints
 from harness.timed_watch import Creator, TimedWatch
 
@@ -389,11 +391,16 @@ def rest(bench: Bench, jobs: int, seconds: float) -> None:
     pods.wait(jobs, 1800.0, "training pods")
     took, cpu = time.monotonic() - began, usage.spent()
     print(f"{jobs:,} jobs ran after {took:.0f} s; CPU of the operator until then {cpu:.0f} s")
-    for _, _, pod in pods.changes():
-        address = pod["status"].get("podIP")
-        if address:
-            uids[address] = pod["metadata"]["labels"]["finetune.dev/job-uid"]
-    wait_for(lambda: time.sleep(5) or shown(status) == jobs, timeout=900.0)
+
+    def all_shown() -> bool:
+        time.sleep(5)
+        for _, _, pod in pods.changes():
+            address = pod["status"].get("podIP")
+            if address:
+                uids[address] = pod["metadata"]["labels"]["finetune.dev/job-uid"]
+        return shown(status) == jobs
+
+    wait_for(all_shown, timeout=900.0)
     time.sleep(60)
     asked, usage = endpoints.asked.total(), bench.ours()
     time.sleep(seconds)
@@ -420,6 +427,15 @@ def shown(status: TimedWatch) -> int:
     return sum(1 for step in steps.values() if step == 7)
 
 
+def ready(port: int) -> bool:
+    """Tell whether the operator watches."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -430,6 +446,7 @@ def main() -> None:
     parser.add_argument("--resting", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=180.0, help="of rest that are measured")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing behind
     print(
         f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} at the start"
     )
@@ -437,10 +454,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with fleet(folder, audit_policy=policy(folder, OPERATOR, PEER)) as found:
+            port = free_port()
             words = [word for pair in LIMITS.items() for word in pair]
+            words += ["--probe-port", str(port)]
             process = start_operator(found.plane.kubeconfig, "", folder / "operator.log", *words)
             bench = Bench(found, process, found.plane.folder / "audit.log")
             try:
+                wait_until(lambda: ready(port), "the operator was ready", [process])
                 print(f"memory of the operator at the start {bench.ours().resident():.0f} MiB")
                 if arguments.only in (None, "race"):
                     race(bench, arguments.jobs, arguments.runs, arguments.hold)
