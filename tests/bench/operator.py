@@ -365,7 +365,9 @@ def react(bench: Bench, jobs: int) -> None:
         creator.create(path, our_job(f"bot-{number}", profile, 1))
         time.sleep(0.5)
     creator.close()
-    time.sleep(8)
+    wait_for(
+        lambda: time.sleep(1) or len(reactions_of(ends_of(pods), status)) == jobs, timeout=120.0
+    )
     pods.stop()
     status.stop()
     quantiles("a pod's end to status, two a second", reactions_of(ends_of(pods), status))
@@ -442,7 +444,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["race", "react", "rest"])
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--hold", type=float, default=30.0, help="seconds until preparations end")
+    parser.add_argument("--hold", type=float, default=60.0, help="seconds until preparations end")
     parser.add_argument("--resting", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=180.0, help="of rest that are measured")
     arguments = parser.parse_args()
@@ -465,7 +467,7 @@ def main() -> None:
                 if arguments.only in (None, "race"):
                     race(bench, arguments.jobs, arguments.runs, arguments.hold)
                 if arguments.only in (None, "react"):
-                    react(bench, 100)
+                    react(bench, arguments.jobs // 2)
                 if arguments.only in (None, "rest"):
                     rest(bench, arguments.resting, arguments.seconds)
                 print(f"load {os.getloadavg()[0]:.1f} at the end")
