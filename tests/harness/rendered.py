@@ -109,7 +109,7 @@ def _beyond_restricted(template: dict[str, Any]) -> Iterator[str]:
         yield "API token"
     if spec.get("enableServiceLinks") is not False:
         yield "service links"
-    if spec["restartPolicy"] != "Never":
+    if spec.get("restartPolicy", "Never") != "Never":  # that of a PyTorchJob's replica counts
         yield "restart policy"
     if spec["securityContext"].get("runAsUser", 1) < 1:
         yield "user"

@@ -43,6 +43,8 @@ def pytorch_job(config: StageConfig, child: str, placement: Placement) -> Object
         ],
         ports=[{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}, *train_ports()],
     )
+    pods = template(run, placement)
+    del pods["spec"]["restartPolicy"]  # the replica's counts; the controller warns of a second one
     queue = placement.queue_labels()
     labels = {**owner.labels(config.job, "train", attempt.number), **queue}
     return {
@@ -55,7 +57,7 @@ def pytorch_job(config: StageConfig, child: str, placement: Placement) -> Object
                 "Worker": {
                     "replicas": attempt.nodes,
                     "restartPolicy": "Never",
-                    "template": template(run, placement),
+                    "template": pods,
                 }
             },
         },
