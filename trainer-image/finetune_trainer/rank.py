@@ -35,20 +35,25 @@ def rank_main(config_file: str, ends: str, supervisor: int) -> None:
     """Run one rank; ends the process with its exit code unless that is 0."""
     listener = Listener()
     listener.install()
-    die_with(supervisor)
-    rank = int(os.environ.get("RANK", "0"))
-    folder = Path(ends)
-    (folder / f"{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
-    config = StageConfig.model_validate_json(Path(config_file).read_bytes())
     try:
-        code = run(config, listener, rank, folder)
-    except errors.Signalled:  # in the moment in which another end was being written
+        code = _run_from(Path(config_file), Path(ends), supervisor, listener)
+    except errors.Signalled:  # before it could begin, or while another end was being written
+        listener.uninterruptible()
         code = int(ExitCode.SIGNALLED)
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
         # Not sys.exit: destructors of a process group that lost a peer may wait for it.
         os._exit(code)
+
+
+def _run_from(config_file: Path, ends: Path, supervisor: int, listener: Listener) -> int:
+    """Make the rank known to its supervisor, from when on it may be signalled, and run it."""
+    die_with(supervisor)
+    rank = int(os.environ.get("RANK", "0"))
+    (ends / f"{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
+    config = StageConfig.model_validate_json(config_file.read_bytes())
+    return run(config, listener, rank, ends)
 
 
 def die_with(supervisor: int) -> None:
