@@ -53,7 +53,7 @@ test-trainer: setup  ## the real trainer on a tiny model: minutes
 .PHONY: test-cluster
 test-cluster: setup  ## a real etcd and kube-apiserver, built the first time
 	@PYTHONPATH=tests $(BIN)/python -m harness.binaries etcd kube-apiserver kubectl kube-controller-manager helm kube-score
-	@$(PYTEST) --durations 10 tests/cluster $(ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile --durations 10 tests/cluster $(ARGS)
 
 .PHONY: binaries
 binaries: setup  ## the real components that tests run against, built from their sources once

@@ -127,7 +127,7 @@ def test_readme(tmp_path):
     ("page", "left_out"),
     [
         ("fill-volumes", 6),
-        ("run-on-a-cluster", 7),
+        ("run-on-a-cluster", 6),
         ("preemption", 2),
         ("fix-a-failed-job", 1),
     ],
