@@ -60,9 +60,6 @@ def test_a_gang_that_comes_back_is_fenced(cluster, tenant, twin):
             cluster.start_kubelet()
         tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 200)
         untouched = of_the_second(job.kept)
-    (resume,) = tenant.status("parted")["resumes"]
-    assert (resume["cause"], resume["fromStep"]) == ("LostInfrastructure", before.checkpoint)
-
     def both_have_ended():
         return all(job.kept.end(1, node) for node in (0, 1))
 
@@ -75,6 +72,9 @@ def test_a_gang_that_comes_back_is_fenced(cluster, tenant, twin):
     status = tenant.finished("parted", 600)
     assert status["outcome"] == "Succeeded"
     assert (status["attempt"], status["failures"], status["preemptions"]) == (2, 0, 1)
+    (resume,) = status["resumes"]
+    assert (resume["cause"], resume["fromStep"]) == ("LostInfrastructure", before.checkpoint)
+    assert resume["stoppedAt"] >= before.checkpoint
     assert job.kept.losses() == undisturbed.losses()
     assert job.kept.adapter() == undisturbed.adapter()
 

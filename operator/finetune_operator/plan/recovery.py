@@ -56,11 +56,14 @@ def _resumed(s: Situation) -> Situation:
         return s
     start = claim.resumes_from
     step = start.step if start else 0
+    # What was saved was reached, whether it was heard of in time or not.
+    reached = max(entry.stopped_at, step)
     seen = entry.model_copy(
         update={
+            "stopped_at": reached,
             "from_step": step,
             "digest": start.digest if start else None,
-            "lost_steps": max(0, entry.stopped_at - step),
+            "lost_steps": reached - step,
             "rejected": tuple(f"{r.path}: {r.reason}"[:256] for r in claim.rejected[:3]),
         }
     )

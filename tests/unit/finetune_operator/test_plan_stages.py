@@ -210,6 +210,24 @@ def test_what_the_attempt_really_resumed_from_corrects_the_entry() -> None:
     assert ledger.checkpoint == ref(1, 10)
 
 
+def test_a_checkpoint_that_was_not_heard_of_in_time_was_reached_all_the_same() -> None:
+    """A node was lost at step 23; the last that was heard of it was step 14, before it saved 20."""
+    heard = Progress(job_uid=UID, attempt=1, claim=1, step=14)
+    ledger, _ = look(PREPARED, 60, over(RUNNING, 1, 60), progress=heard)
+    assert [(r.stopped_at, r.from_step, r.lost_steps) for r in ledger.resumes] == [(14, 0, 14)]
+    claim = Claim(
+        sequence=2,
+        job_uid=UID,
+        attempt=2,
+        pod_uid="p",
+        resumes_from=ref(1, 20),
+        time="2026-01-01T00:02:00Z",
+    )
+    second = replace(RUNNING, name="tiny-2", uid="a2", active_since=at(100))
+    ledger, _ = look(ledger, 100, second, claim=claim)
+    assert [(r.stopped_at, r.from_step, r.lost_steps) for r in ledger.resumes] == [(20, 20, 0)]
+
+
 def test_a_raised_retry_generation_leaves_failed_from_the_stage_that_failed() -> None:
     ledger, step = look(PREPARED, 60, over(RUNNING, 14, 60))
     assert isinstance(step, Finish)
