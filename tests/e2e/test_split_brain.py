@@ -60,6 +60,7 @@ def test_a_gang_that_comes_back_is_fenced(cluster, tenant, twin):
             cluster.start_kubelet()
         tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 200)
         untouched = of_the_second(job.kept)
+
     def both_have_ended():
         return all(job.kept.end(1, node) for node in (0, 1))
 
