@@ -292,16 +292,19 @@ _EXPLAINED_BY: dict[Phase, ConditionType] = {
     "Failed": "Failed",
 }
 """The condition whose reason says more than the phase does."""
+_MAY_BACK_OFF = ("Pending", "Preparing", "Publishing")
+"""Stages that are tried again without a phase of their own for it."""
 
 
 def _summary(s: Situation, dated: tuple[Condition, ...], progress: JobProgress | None) -> Summary:
     """Return the words of the columns; a phase that explains itself has no reason."""
     now, spec = phase(s), s.job.spec
-    wanted = _EXPLAINED_BY.get(now)
     reasons = [
         condition.reason
+        for wanted in (_EXPLAINED_BY.get(now), "Recovering" if now in _MAY_BACK_OFF else None)
         for condition in dated
         if condition.type == wanted and condition.reason not in _SAYS_NO_MORE
+        if wanted != "Recovering" or condition.status == "True"
     ]
     done, loss, eta = "", "", ""
     if progress is not None and progress.total_steps:

@@ -39,6 +39,15 @@ class Life:
         return found.status, found.reason, found.message
 
 
+def test_a_preparation_that_waits_to_be_tried_again_says_so() -> None:
+    life = Life()
+    life.look(ChildState("tiny-prepare", "p", running=1, ran=True))
+    life.look(replace(ended("tiny-prepare", 1), uid="p"), choices=None)
+    assert life.condition("Recovering")[:2] == ("True", "BackOff")
+    assert life.status.phase == "Pending"
+    assert life.status.summary.reason == "BackOff"
+
+
 def ended(name: str, code: int, **more: object) -> ChildState:
     end = ProcessEnd(name=f"{name}-worker-0", at=START, exit_code=code, **more)  # type: ignore[arg-type]
     return ChildState(name=name, uid=name, ends=(end,), over=True, ran=True, active_since=START)
