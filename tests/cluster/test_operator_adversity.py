@@ -37,6 +37,8 @@ def test_made_again_under_its_name_it_is_another_job(plane, api, jobs, tmp_path)
         wait_for(lambda: jobs.phase("early") == "Preparing", process)
         wait_for(lambda: jobs.phase("middle") == "Running", process)
         wait_for(lambda: jobs.outcome("late"), process)
+        for child in ("middle-prepare", "late-prepare", "late-1"):  # their successors ran
+            wait_for(lambda child=child: jobs.find("jobs", child) is None, process)
         player.scripts.clear()
         for name in names:
             jobs.delete("finetunejobs", name)
