@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-BUDGET_MINUTES = {"lint": 2, "unit": 2, "trainer": 10, "cluster": 6, "e2e": 14}
+BUDGET_MINUTES = {"lint": 1, "unit": 3, "trainer": 10, "cluster": 6, "e2e": 12}
 CLOSING = re.compile(r"\d+ (passed|failed|errors?|skipped)\b.* in [\d.]+s")
 
 
