@@ -63,7 +63,10 @@ def templates(objects: tuple[dict[str, Any], ...]) -> Iterator[tuple[dict[str, A
             yield one["spec"]["template"], one["spec"]["parallelism"]
         elif one["kind"] == "PyTorchJob":
             for replica in one["spec"]["pytorchReplicaSpecs"].values():
-                yield replica["template"], replica["replicas"]
+                template = replica["template"]
+                # As the controller makes its pods: the replica's policy counts.
+                spec = {**template["spec"], "restartPolicy": replica["restartPolicy"]}
+                yield {**template, "spec": spec}, replica["replicas"]
 
 
 def faults(objects: tuple[dict[str, Any], ...], namespace: str = "team-a") -> list[str]:
@@ -109,7 +112,7 @@ def _beyond_restricted(template: dict[str, Any]) -> Iterator[str]:
         yield "API token"
     if spec.get("enableServiceLinks") is not False:
         yield "service links"
-    if spec.get("restartPolicy", "Never") != "Never":  # that of a PyTorchJob's replica counts
+    if spec["restartPolicy"] != "Never":
         yield "restart policy"
     if spec["securityContext"].get("runAsUser", 1) < 1:
         yield "user"
