@@ -24,13 +24,15 @@ LOST = {"LostInfrastructure"}
 
 
 @pytest.fixture(scope="module")
-def kubeflow(tenant):
+def kubeflow(tenant, twin):
+    twin()  # the quota leaves no room beside it
     tenant.start("kubeflow", merged(SPEC, {"backend": "PyTorchJob"}))
     return Disturbed(tenant, "kubeflow")
 
 
 @pytest.fixture(scope="module")
-def plain(tenant):
+def plain(tenant, twin):
+    twin()
     tenant.start("plain", merged(SPEC, {"backend": "Job"}))
     return Disturbed(tenant, "plain")
 
