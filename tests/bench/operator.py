@@ -348,7 +348,7 @@ def row(name: str, values: Sequence[float], unit: str, peer: Sequence[float] = (
 
 def quantiles(name: str, values: Sequence[float]) -> None:
     """Print the median, the 99th percentile and the most."""
-    cuts = statistics.quantiles(values, n=100)
+    cuts = statistics.quantiles(values, n=100, method="inclusive")
     text = f"p50 {cuts[49] * 1000:,.0f} ms, p99 {cuts[98] * 1000:,.0f} ms, most"
     print(f"{name:<36} {text} {max(values) * 1000:,.0f} ms ({len(values)} pods)", flush=True)
 
