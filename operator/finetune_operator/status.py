@@ -292,20 +292,26 @@ _EXPLAINED_BY: dict[Phase, ConditionType] = {
     "Failed": "Failed",
 }
 """The condition whose reason says more than the phase does."""
-_MAY_BACK_OFF = ("Pending", "Preparing", "Publishing")
+_MAY_BACK_OFF: tuple[Phase, ...] = ("Pending", "Preparing", "Publishing")
 """Stages that are tried again without a phase of their own for it."""
+
+
+def _reason(now: Phase, dated: tuple[Condition, ...]) -> str:
+    """Return what says more than the phase does; empty where the phase says it all."""
+    by_type = {condition.type: condition for condition in dated}
+    said: list[Condition | None] = []
+    if now in _EXPLAINED_BY:
+        said.append(by_type.get(_EXPLAINED_BY[now]))
+    again = by_type.get("Recovering")
+    if now in _MAY_BACK_OFF and again is not None and again.status == "True":
+        said.append(again)
+    found = (one.reason for one in said if one is not None and one.reason not in _SAYS_NO_MORE)
+    return next(found, "")
 
 
 def _summary(s: Situation, dated: tuple[Condition, ...], progress: JobProgress | None) -> Summary:
     """Return the words of the columns; a phase that explains itself has no reason."""
     now, spec = phase(s), s.job.spec
-    reasons = [
-        condition.reason
-        for wanted in (_EXPLAINED_BY.get(now), "Recovering" if now in _MAY_BACK_OFF else None)
-        for condition in dated
-        if condition.type == wanted and condition.reason not in _SAYS_NO_MORE
-        if wanted != "Recovering" or condition.status == "True"
-    ]
     done, loss, eta = "", "", ""
     if progress is not None and progress.total_steps:
         done = f"{100 * progress.step // progress.total_steps}%"
@@ -317,7 +323,7 @@ def _summary(s: Situation, dated: tuple[Condition, ...], progress: JobProgress |
         gpus = spec.resources.nodes * spec.resources.accelerator.per_node or None
     methods = [name for name in type(spec.method).model_fields if getattr(spec.method, name)]
     return Summary(
-        reason=reasons[0] if reasons else "",
+        reason=_reason(now, dated),
         progress=done,
         loss=loss,
         eta=eta,
