@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from harness.api_proxy import ApiProxy
+from harness.api_proxy import ApiProxy, EachWriteTwice
 from harness.operator_driver import (
     IMAGE,
     JOBS,
@@ -124,16 +124,7 @@ def test_killed_before_and_after_every_write_a_job_ends_as_undisturbed(
     """
     proxy = ApiProxy(api, tmp_path, operator_token(api, namespace))
     forks = Forks(proxy.kubeconfig, tmp_path / "operator.log")
-    cuts = []
-
-    def cut(write):
-        # Events are named by what they say: they are written once, and nothing follows from them.
-        if "/events/" in write:
-            return None
-        again = cuts[-1:] == [("before", write)]
-        cuts.append(("after" if again else "before", write))
-        return cuts[-1][0]
-
+    cut = EachWriteTwice()
     proxy.cut, proxy.killed = cut, forks.kill
     try:
         with playing(api, namespace, preempted_once) as player:
@@ -149,14 +140,14 @@ def test_killed_before_and_after_every_write_a_job_ends_as_undisturbed(
                     if outcome(api, namespace, "bot"):
                         break
                     asked = now
-                assert now < deadline, f"{len(cuts)} cuts, the last at {cuts[-1]}"
+                assert now < deadline, f"{len(cut.cuts)} cuts, the last at {cut.cuts[-1]}"
                 time.sleep(0.02)
         status = status_of(api, namespace, "bot")
     finally:
         forks.stop()
         proxy.stop()
 
-    stored = [write for when, write in cuts if when == "after"]
+    stored = [write for when, write in cut.cuts if when == "after"]
     created = [write.rpartition("/")[2] for write in stored if write.startswith("POST")]
     folder = f"bot-{uid.replace('-', '')[:8]}"
     assert created == [

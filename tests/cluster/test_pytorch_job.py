@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from harness.api_proxy import ApiProxy
+from harness.api_proxy import ApiProxy, EachWriteTwice
 from harness.control_plane import control_plane
 from harness.definitions import apply_definition, apply_definitions
 from harness.jobs import Jobs, playing
@@ -50,15 +50,7 @@ def test_killed_before_and_after_every_write_a_gang_ends_as_undisturbed(kubeflow
     api = kubeflow.api
     proxy = ApiProxy(api, tmp_path, operator_token(api, jobs.namespace))
     forks = Forks(proxy.kubeconfig, tmp_path / "operator.log")
-    cuts = []
-
-    def cut(write):
-        if "/events/" in write:
-            return None
-        again = cuts[-1:] == [("before", write)]
-        cuts.append(("after" if again else "before", write))
-        return cuts[-1][0]
-
+    cut = EachWriteTwice()
     proxy.cut, proxy.killed = cut, forks.kill
     player = PodPlayer(api, jobs.namespace, one_fails_once, pytorch=True, pause=0.3)
     try:
@@ -73,13 +65,13 @@ def test_killed_before_and_after_every_write_a_gang_ends_as_undisturbed(kubeflow
                     if jobs.outcome("bot"):
                         break
                     asked = now
-                assert now < deadline, f"{len(cuts)} cuts, the last at {cuts[-1]}"
+                assert now < deadline, f"{len(cut.cuts)} cuts, the last at {cut.cuts[-1]}"
                 time.sleep(0.02)
     finally:
         forks.stop()
         proxy.stop()
 
-    stored = [write for when, write in cuts if when == "after"]
+    stored = [write for when, write in cut.cuts if when == "after"]
     folder = f"bot-{uid.replace('-', '')[:8]}"
     assert [write.rpartition("/")[2] for write in stored if write.startswith("POST")] == [
         f"{folder}-resolved",
