@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.contradictions import CONTRADICTIONS, ENGINES, METHODS, OBJECTIVES
+from finetune_api.contradictions import CONTRADICTIONS
+from finetune_api.contradictions.choices import ENGINES, METHODS, OBJECTIVES
 from finetune_api.not_supported import NOT_SUPPORTED
 from finetune_api.problem import Problem
 from finetune_api.rule import Rule

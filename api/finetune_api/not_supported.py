@@ -7,18 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.condition import (
-    All,
-    Condition,
-    Either,
-    Eq,
-    Greater,
-    Has,
-    In,
-    Not,
-    StartsWith,
-)
-from finetune_api.contradictions import SOURCES
+from finetune_api.condition import All, Condition, Either, Eq, Greater, Has, In, Not, StartsWith
+from finetune_api.contradictions.inputs import SOURCES
 from finetune_api.rule import Change, Rule
 
 

@@ -1,0 +1,22 @@
+"""Specs that contradict themselves: the rows that stay, a file a topic."""
+
+from finetune_api.contradictions import (
+    choices,
+    inputs,
+    lora,
+    objective,
+    packing,
+    resources,
+    training,
+)
+from finetune_api.rule import Rule
+
+CONTRADICTIONS: tuple[Rule, ...] = (
+    *choices.ROWS,
+    *training.ROWS,
+    *resources.ROWS,
+    *inputs.ROWS,
+    *objective.ROWS,
+    *packing.ROWS,
+    *lora.ROWS,
+)
