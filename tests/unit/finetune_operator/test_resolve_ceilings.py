@@ -10,8 +10,6 @@ from finetune_operator.resolve import resolve
 from harness.resolving import MINIMAL, chosen, job, profile, refused
 
 ASK = "or ask who runs the cluster to allow it"
-
-
 NOT_ALLOWED: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple[str, str, str]]]] = {
     "uris": (
         {"uris": ["hf://meta/*", "pvc://datasets/*"]},

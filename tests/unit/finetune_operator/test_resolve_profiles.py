@@ -10,8 +10,6 @@ from finetune_operator.resolve import resolve
 from harness.resolving import job, profile, refused
 
 ONLY_A = {"allow": {"namespaceSelector": {"matchLabels": {"team": "a"}}}}
-
-
 ONLY_B = {
     "allow": {
         "namespaceSelector": {
