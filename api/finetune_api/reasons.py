@@ -43,8 +43,8 @@ ACTION: Mapping[str, tuple[str, str]] = {
     ),
     "Gated": ("a scheduling gate holds the pods", "whoever set the gate removes it"),
     "SuspendedByOthers": (
-        "somebody else has suspended the attempt",
-        "whoever did that lets it go on, or deletes it",
+        "somebody else has suspended the attempt, or set its size to 0",
+        "whoever did that takes it back, or deletes the child",
     ),
     "QuotaExceeded": (
         "a ResourceQuota of the namespace is used up",

@@ -169,7 +169,7 @@ class Summary(Document):
     gpus: Count | None = None
     """Accelerators that are held now."""
     restarts: Count | None = None
-    """Attempts after the first."""
+    """Attempts after the first, but for those that its own user stopped and let go on."""
     model: Annotated[str, Field(max_length=256)] = ""
     method: Annotated[str, Field(max_length=64)] = ""
 
@@ -182,6 +182,8 @@ class Ledger(Document):
     child: Child | None = None
     failures: Count = 0
     preemptions: Count = 0
+    suspensions: Count = 0
+    """Attempts that the job's own user ended with ``spec.suspend``."""
     attempts_without_progress: Count = 0
     """Attempts in a row that left no newer verified checkpoint."""
     memory_halvings: Annotated[int, Field(ge=0, le=2)] = 0

@@ -121,6 +121,8 @@ def pytorch_facts(child: Seen) -> Facts:
         word=next((kind for kind, true in holds.items() if true), ""),
         finished="Failed" if holds["Failed"] else "Succeeded" if holds["Succeeded"] else "",
         suspended=suspended,
+        emptied="spec.pytorchReplicaSpecs.Worker.replicas" if _is_zero(replicas) else "",
+        total=_count(replicas),
         queue=queue,
         active_since=None if suspended else since,
         deleted_at=_time(look(child, "metadata", "deletionTimestamp")),
@@ -150,11 +152,21 @@ def job_facts(child: Seen) -> Facts:
         word=next((kind for kind, true in holds.items() if true), _active(child)),
         finished="Failed" if failed else "Succeeded" if holds["Complete"] else "",
         suspended=suspended,
+        emptied="spec.parallelism" if _is_zero(parallelism) else "",
+        total=_count(look(child, "spec", "completions")),
         queue=queue,
         active_since=None if suspended else since,
         deleted_at=_time(look(child, "metadata", "deletionTimestamp")),
         completed_at=_time(look(child, "status", "completionTime")),
     )
+
+
+def _is_zero(said: Any) -> bool:
+    return _count(said) == 0
+
+
+def _count(said: Any) -> int | None:
+    return said if isinstance(said, int) and not isinstance(said, bool) else None
 
 
 def _processes(said: Any) -> int:

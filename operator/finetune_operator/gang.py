@@ -34,10 +34,25 @@ class Facts:
     """Its own for its state."""
     finished: Literal["", "Succeeded", "Failed"] = ""
     suspended: bool = False
+    emptied: str = ""
+    """The field with which somebody has set its size to 0; empty where nobody has."""
+    total: int | None = None
+    """How many of its processes have to succeed, as it says itself; it may have been edited."""
     queue: str = ""
     active_since: datetime | None = None
     deleted_at: datetime | None = None
     completed_at: datetime | None = None
+
+    @property
+    def rests(self) -> bool:
+        """No process is to run, and none will be made before somebody changes that."""
+        return self.suspended or bool(self.emptied)
+
+    @property
+    def is_short(self) -> bool:
+        """It claims success for fewer processes than it was made with."""
+        short = self.total is not None and self.total < self.processes
+        return self.finished == "Succeeded" and short
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,7 @@ def members(child_uid: str, pods: Sequence[Object], gone: Sequence[Object] = ())
 
 def state(facts: Facts, found: Sequence[Member], events: Sequence[Object] = ()) -> ChildState:
     """Return the state of a child from its object, its pods and what events say of them."""
+    facts = replace(facts, finished="Failed") if facts.is_short else facts
     found = _counting(facts, found)
     newest = {member.index: member for member in found}
     live = [member for member in found if member.exists and member.end is None]
@@ -93,10 +109,17 @@ def state(facts: Facts, found: Sequence[Member], events: Sequence[Object] = ()) 
         waiting=_waiting(facts, live, running, ends, events),
         stopped_at=_stopped_at(facts, live),
         replaced=_replaced(facts, found),
-        withdrawn=facts.suspended and not facts.finished and not live and bool(ends),
-        held=facts.suspended and not facts.finished and not facts.queue,
+        withdrawn=facts.rests and not facts.finished and not live and bool(ends),
+        held=_held(facts),
+        emptied=facts.emptied if _held(facts) else "",
         platform_status=facts.word,
     )
+
+
+def _held(facts: Facts) -> bool:
+    """A queue suspends and lets go on; it never sets a size to 0."""
+    by_others = bool(facts.emptied) or (facts.suspended and not facts.queue)
+    return by_others and not facts.finished and facts.deleted_at is None
 
 
 def _member(pod: Object, exists: bool) -> Member:
@@ -147,9 +170,7 @@ def _counting(facts: Facts, found: Sequence[Member]) -> list[Member]:
     def of_before(member: Member) -> bool:
         if member.exists or member.started is not None:
             return False
-        return facts.suspended or (
-            bool(facts.queue) and since is not None and member.created < since
-        )
+        return facts.rests or (bool(facts.queue) and since is not None and member.created < since)
 
     def too_many(member: Member) -> bool:
         """Somebody has edited the child's size: the gang is the one that it was made for."""
@@ -202,12 +223,12 @@ def _without_followers(ended: Sequence[Member]) -> tuple[ProcessEnd, ...]:
 def _no_other_comes(facts: Facts, newest: Mapping[int, Member]) -> bool:
     """Tell whether no pod will be made any more.
 
-    A queue may let a suspended child go on at any time. A pod that has ended and still exists
+    A child that rests may be let go on at any time. A pod that has ended and still exists
     keeps its place: neither controller makes another for it.
     """
     if facts.finished or facts.deleted_at is not None:
         return True
-    if facts.suspended:
+    if facts.rests:
         return False
     kept = [member for member in newest.values() if member.exists and member.end is not None]
     return len(kept) >= facts.processes
@@ -215,7 +236,7 @@ def _no_other_comes(facts: Facts, newest: Mapping[int, Member]) -> bool:
 
 def _active_since(facts: Facts, started: Sequence[datetime]) -> datetime | None:
     """A child that a queue suspended after it had run still counts from when it began."""
-    if facts.suspended or facts.active_since is None:
+    if facts.rests or facts.active_since is None:
         return min(started, default=None)
     return facts.active_since
 
@@ -235,7 +256,7 @@ def _replaced(facts: Facts, found: Sequence[Member]) -> str:
     The controller makes another for one that was deleted before it ran, and nobody knows what the
     others have begun with the first.
     """
-    if facts.finished or facts.suspended or facts.deleted_at is not None:
+    if facts.finished or facts.rests or facts.deleted_at is not None:
         return ""
     for before, after in pairwise(found):
         if before.index == after.index and after.exists and after.end is None:
@@ -258,6 +279,8 @@ def _waiting(
 ) -> Waiting | None:
     if facts.finished or facts.deleted_at is not None or ends:
         return None
+    if facts.emptied:
+        return waiting.emptied(facts.name, facts.emptied)
     if facts.suspended:
         return waiting.queued(facts.queue)
     if running >= facts.processes:

@@ -328,7 +328,7 @@ def _summary(s: Situation, dated: tuple[Condition, ...], progress: JobProgress |
         loss=loss,
         eta=eta,
         gpus=gpus,
-        restarts=max(0, s.ledger.attempt - 1) or None,
+        restarts=max(0, s.ledger.attempt - 1 - s.ledger.suspensions) or None,
         model=spec.model.uri.rstrip("/").rpartition("/")[2][:256],
         method=methods[0] if methods else "",
     )

@@ -78,6 +78,12 @@ def queued(queue: str) -> Waiting:
     return Waiting("SuspendedByOthers", "somebody else has suspended it")
 
 
+def emptied(child: str, field: str) -> Waiting:
+    """Return what a child waits for whose size is 0: that is a suspension by another name."""
+    text = f"somebody else has set {field} of {child} to 0; training goes on when it is set back,"
+    return Waiting("SuspendedByOthers", f"{text} or {child} is deleted")
+
+
 def why(pods: Pods, expected: int, child_uid: str, events: Pods = ()) -> Waiting | None:
     """Return the gravest reason why not all pods run; None where nothing hinders them.
 

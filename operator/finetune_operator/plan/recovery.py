@@ -148,6 +148,7 @@ def _after(s: Situation, cause: Cause) -> Situation:
     counted: dict[str, Any] = {
         "failures": ledger.failures + (cause.budget == "failure"),
         "preemptions": ledger.preemptions + (cause.budget == "preemption"),
+        "suspensions": ledger.suspensions + (s.stage == "train" and cause.class_ == "Stopped"),
         "attempts_without_progress": _without_progress(s, cause),
         "stopping": None,
     }
@@ -311,6 +312,9 @@ def stragglers(s: Situation) -> Step | None:
         if child.held:
             text = f"{child.name} was suspended by somebody else; training goes on when it is"
             text += " let go on, or deleted"
+            if child.emptied:
+                text = f"somebody else has set {child.emptied} of {child.name} to 0; training goes"
+                text += f" on when it is set back, or {child.name} is deleted"
             return Wait(None, "Recovering", "SuspendedByOthers", text)
         if lost_at is None or child.stopped_at is None:
             return Stop(child.name, "LostInfrastructure", "its try has ended", lost_at)

@@ -22,20 +22,54 @@ def first_attempt_runs(stage, attempt, node):
     return Run(forever=stage == "train" and attempt == 1)
 
 
-def test_a_child_whose_size_was_set_to_nothing_is_lost_after_its_grace_period():
+def test_a_child_whose_size_was_set_to_nothing_waits_for_who_did_that():
     looks = Looks(script=first_attempt_runs)
     training(looks)
     looks.api.request("PATCH", f"{CHILDREN}/bot-1", {"spec": {"parallelism": 0}})
-    looks.turn()
-    looks.turn()
-    assert looks.status["attempt"] == 1
-    looks.ahead += timedelta(seconds=20 + 60 + 2)
+    for _ in range(3):
+        looks.turn()
+
+    assert looks.ahead == timedelta()
+    assert looks.status["attempt"] == 2
+    looks.ahead += timedelta(minutes=10)
+    looks.settle()
+    assert looks.conditions()["Recovering"] == (
+        "True",
+        "SuspendedByOthers",
+        "somebody else has set spec.parallelism of bot-1 to 0; training goes on when it is set"
+        " back, or bot-1 is deleted",
+    )
+    assert looks.children() == ["bot-1"]
+    looks.api.request("PATCH", f"{CHILDREN}/bot-1", {"spec": {"parallelism": 1}})
+    assert looks.live()["outcome"] == "Succeeded"
+    assert (looks.status["failures"], looks.status["preemptions"]) == (0, 1)
+    assert looks.status["resumes"][0]["fromStep"] == 30
+    assert looks.player.most_alive == {"bot": 1}
+
+
+def test_a_child_whose_size_was_set_to_nothing_before_it_ran_says_so():
+    looks = Looks(script=first_attempt_runs)
+    looks.create(recovery={"startTimeout": "5m"})
+    while "bot-1" not in looks.children():
+        looks.turn()
+    looks.api.request("PATCH", f"{CHILDREN}/bot-1", {"spec": {"parallelism": 0}})
+    for _ in range(2):
+        looks.turn()
+    looks.ahead += timedelta(minutes=10)
     looks.settle()
 
-    assert looks.status["attempt"] == 2
-    assert (looks.status["failures"], looks.status["preemptions"]) == (0, 1)
+    assert looks.status["attempt"] == 1
+    assert looks.conditions()["Queued"] == (
+        "True",
+        "SuspendedByOthers",
+        "somebody else has set spec.parallelism of bot-1 to 0; training goes on when it is set"
+        " back, or bot-1 is deleted",
+    )
+    looks.api.request("PATCH", f"{CHILDREN}/bot-1", {"spec": {"parallelism": 1}})
+    looks.change(recovery={"startTimeout": "1h"})
+    looks.player.script = lambda *_: Run()
     assert looks.live()["outcome"] == "Succeeded"
-    assert looks.status["resumes"][0]["fromStep"] == 30
+    assert (looks.status["failures"], looks.status["preemptions"]) == (0, 1)
 
 
 def test_a_child_that_was_suspended_and_then_deleted_by_hand_is_followed_by_another():

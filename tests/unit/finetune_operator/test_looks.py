@@ -276,6 +276,8 @@ def test_suspend_saves_and_resume_counts_as_nothing():
     assert status["outcome"] == "Succeeded"
     assert (status["attempt"], status["failures"], status["preemptions"]) == (2, 0, 0)
     assert [(r["cause"], r["fromStep"]) for r in status["resumes"]] == [("Stopped", 30)]
+    assert status["suspensions"] == 1
+    assert "restarts" not in status["summary"]
 
 
 def test_the_cause_is_in_status_before_a_child_is_told_to_end():

@@ -53,6 +53,22 @@ def ended(name: str, code: int, **more: object) -> ChildState:
     return ChildState(name=name, uid=name, ends=(end,), over=True, ran=True, active_since=START)
 
 
+def test_what_its_own_user_stopped_is_no_restart() -> None:
+    life = Life()
+    life.look(ended("tiny-prepare", 0))
+    suspended = Live.of(JOB.spec.model_copy(update={"suspend": True}))
+    first = ChildState("tiny-1", "a1", running=1, ran=True, active_since=START)
+    life.look(first, live=suspended)
+    life.look(replace(ended("tiny-1", 143), uid="a1"), live=suspended)
+    assert (life.status.phase, life.status.attempt) == ("Suspended", 2)
+    assert life.status.summary.restarts is None
+    second = ChildState("tiny-2", "a2", running=1, ran=True, active_since=START)
+    assert life.look(second).summary.restarts is None
+    life.look(replace(ended("tiny-2", 143, reason="DisruptionTarget"), uid="a2"))
+    assert (life.status.attempt, life.status.suspensions) == (3, 1)
+    assert life.status.summary.restarts == 1
+
+
 def test_a_job_that_is_preempted_once() -> None:
     life = Life()
     assert life.look().phase == "Pending"
