@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,26 +11,9 @@ from typing import Any
 
 from harness.binaries import HELM, KUBECTL, binary
 from harness.commands import run
-from harness.control_plane import Api, ApiError
+from harness.control_plane import Api, until
 from harness.folder_provisioner import PREPARED, folder_volume
 from harness.node import GPU, NAME
-
-
-def until(ask: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:
-    """Ask until the answer is true and return it; not found counts as not yet."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            found = ask()
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            found = None
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{what} took more than {timeout:.0f} s")
-        time.sleep(0.1)
 
 
 @dataclass

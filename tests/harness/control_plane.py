@@ -11,7 +11,7 @@ import shutil
 import signal
 import ssl
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 from harness.binaries import API_SERVER, ETCD, binary
 from harness.certificates import Authority, Pair, make_authority, make_signing_key
-from harness.processes import Process, free_port, wait_until
+from harness.processes import Process, ask_until, free_port, wait_until
 from harness.program import Program, flags
 
 _STARTS = 3
@@ -35,6 +35,25 @@ class ApiError(Exception):
         self.status = status
         self.message = str(status.get("message", ""))
         super().__init__(f"{code}: {self.message}")
+
+
+def until(
+    ask: Callable[[], Any], what: str, timeout: float = 60.0, processes: Sequence[Process] = ()
+) -> Any:
+    """Ask until the answer is true and return it; not found counts as not yet.
+
+    With time up, RuntimeError has the logs of the processes.
+    """
+
+    def found() -> Any:
+        try:
+            return ask()
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return None
+
+    return ask_until(found, what, timeout, processes)
 
 
 @dataclass(frozen=True)

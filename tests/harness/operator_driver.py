@@ -10,7 +10,6 @@ import socket
 import ssl
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from harness import chart
 from harness.certificates import Pair
-from harness.control_plane import Api, ApiError
+from harness.control_plane import Api, until
 from harness.processes import Process, free_port, start
 
 IMAGE = "registry.example/trainer@sha256:" + "c" * 64
@@ -99,20 +98,7 @@ def operator(kubeconfig: Path, namespace: str, log: Path, *flags: str) -> Iterat
 
 def wait_for(what: Callable[[], Any], process: Process | None = None, timeout: float = 60.0) -> Any:
     """Ask until the answer is true and return it; fails with the operator's log."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            found = what()
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            found = None
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            tail = process.tail(40) if process is not None else ""
-            raise AssertionError(f"it did not come within {timeout:.0f} s\n{tail}")
-        time.sleep(0.1)
+    return until(what, "what was waited for", timeout, [process] if process is not None else ())
 
 
 def status_of(api: Api, namespace: str, name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -78,21 +79,37 @@ def start(
     return Process(name, popen, log)
 
 
+def ask_until(
+    ask: Callable[[], Any],
+    what: str,
+    timeout: float = 60.0,
+    processes: Sequence[Process] = (),
+    pause: float = 0.1,
+) -> Any:
+    """Ask until the answer is true and return it; with time up, RuntimeError has the logs."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = ask()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            tails = "".join(f"\n--- {p.name}\n{p.tail(40)}" for p in processes)
+            raise RuntimeError(f"{what} took more than {timeout:.0f} s{tails}")
+        time.sleep(pause)
+
+
 def wait_until(
     ready: Callable[[], bool], what: str, processes: Sequence[Process], timeout: float = 60.0
 ) -> None:
     """Ask until ready; raises RuntimeError with the log when a process ends or time is up."""
-    deadline = time.monotonic() + timeout
-    while True:
+
+    def still_ready() -> bool:
         for process in processes:
             if process.ended():
                 raise RuntimeError(
                     f"{process.name} ended with {process.popen.returncode} before {what}:\n"
                     f"{process.tail()}"
                 )
-        if ready():
-            return
-        if time.monotonic() > deadline:
-            tails = "\n".join(f"--- {p.name}\n{p.tail()}" for p in processes)
-            raise RuntimeError(f"{what} took more than {timeout:.0f} s:\n{tails}")
-        time.sleep(0.05)
+        return ready()
+
+    ask_until(still_ready, what, timeout, processes, pause=0.05)
