@@ -1,13 +1,11 @@
 """One control plane for all tests of the layer, with the definitions of this checkout."""
 
-import re
-
 import pytest
 
 from harness.control_plane import control_plane
 from harness.definitions import apply_definitions
-from harness.jobs import Jobs
-from harness.operator_driver import make_namespace
+from harness.jobs import Jobs, job_object, namespace_for
+from harness.operator_driver import JOBS
 from harness.outage import Outage
 
 
@@ -38,8 +36,19 @@ def outage(plane, definitions, tmp_path_factory):
 
 
 @pytest.fixture
-def jobs(api, definitions, request):
+def namespace(api, definitions, request):
     """A namespace for one test, named after it."""
     del definitions
-    name = re.sub("[^a-z0-9]+", "-", request.node.name.lower())[-40:].strip("-")
-    return Jobs(api, make_namespace(api, name))
+    return namespace_for(api, request.node.name)
+
+
+@pytest.fixture
+def jobs(api, namespace):
+    """The jobs of that namespace."""
+    return Jobs(api, namespace)
+
+
+@pytest.fixture
+def job(api, namespace):
+    """A job ``bot`` in that namespace, which no operator looks at."""
+    return api.create(JOBS.format(namespace=namespace), job_object("bot"))

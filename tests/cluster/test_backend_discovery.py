@@ -6,6 +6,7 @@ import urllib.request
 import pytest
 
 from harness.control_plane import ApiError
+from harness.jobs import job_object
 from harness.operator_driver import (
     JOBS,
     make_namespace,
@@ -15,7 +16,6 @@ from harness.operator_driver import (
 )
 from harness.pod_player import PodPlayer, Run, now
 from harness.processes import free_port, wait_until
-from harness.stage_config import SPEC, merged
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 DEFINITION = f"{DEFINITIONS}/pytorchjobs.kubeflow.org"
@@ -48,15 +48,6 @@ PYTORCH_JOB = {
         ],
     },
 }
-
-
-def job(name, **spec):
-    return {
-        "apiVersion": "finetune.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": name},
-        "spec": merged(SPEC, spec),
-    }
 
 
 def install(api):
@@ -136,8 +127,8 @@ def test_a_backend_that_is_installed_and_removed_while_the_operator_runs(
     jobs = JOBS.format(namespace=namespace)
     try:
         with operator(plane.kubeconfig, namespace, tmp_path / "operator.log", *flags) as process:
-            api.create(jobs, job("any"))
-            api.create(jobs, job("wants", backend="PyTorchJob"))
+            api.create(jobs, job_object("any"))
+            api.create(jobs, job_object("wants", backend="PyTorchJob"))
             # Nothing of the kind: who asks for it waits, who does not gets a Job.
             wait_for(
                 lambda: (
@@ -162,7 +153,7 @@ def test_a_backend_that_is_installed_and_removed_while_the_operator_runs(
             wait_for(lambda: status_of(api, namespace, "wants").get("outcome"), process, 30)
 
             # A job that names none gets it now; the one before keeps what it has.
-            api.create(jobs, job("later"))
+            api.create(jobs, job_object("later"))
             made = wait_for(lambda: pytorch_job("later-1"), process)
             uid = made["metadata"]["uid"]
             wait_for(lambda: status_of(api, namespace, "later")["child"]["uid"] == uid, process)

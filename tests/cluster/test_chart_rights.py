@@ -10,6 +10,7 @@ from harness.caller import Caller
 from harness.chart import of_kind
 from harness.control_plane import ApiError, start_control_plane
 from harness.definitions import apply_definition, apply_definitions
+from harness.jobs import job_object
 from harness.operator_driver import (
     JOBS,
     make_namespace,
@@ -20,8 +21,7 @@ from harness.operator_driver import (
     wait_for,
 )
 from harness.played_children import pytorch_job_definition
-from harness.pod_player import PodPlayer, Run
-from harness.stage_config import SPEC, merged
+from harness.pod_player import PodPlayer, first_try_of
 
 UNUSED = {
     ("get", "jobs"): "a Job whose name is taken is looked at",
@@ -39,15 +39,6 @@ def granted(bodies):
         for rule in role["rules"]
         for verb in rule["verbs"]
         for resource in rule["resources"]
-    }
-
-
-def job(name, **spec):
-    return {
-        "apiVersion": "finetune.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": name},
-        "spec": merged(SPEC, spec),
     }
 
 
@@ -98,21 +89,17 @@ def live(api, namespace, process):
     Both are suspended on their way; the first is removed by its time to live.
     """
 
-    def script(stage, attempt, node):
-        del node
-        return Run(forever=stage == "train" and attempt == 1)
-
     def patch(path, body):
         api.request("PATCH", path, body, "application/merge-patch+json")
 
     jobs = JOBS.format(namespace=namespace)
-    player = PodPlayer(api, namespace, script, pytorch=True)
+    player = PodPlayer(api, namespace, first_try_of("train"), pytorch=True)
     player.start()
     try:
         space = {"size": "10Gi", "storageClassName": "grows"}
         spec = {"workspace": space, "ttlSecondsAfterFinished": 1, "resources": {"nodes": 2}}
-        api.create(jobs, job("first", backend="Job", **spec))
-        api.create(jobs, job("second", backend="PyTorchJob"))
+        api.create(jobs, job_object("first", backend="Job", **spec))
+        api.create(jobs, job_object("second", backend="PyTorchJob"))
 
         def phase(name):
             return status_of(api, namespace, name).get("phase")
@@ -275,7 +262,7 @@ PROFILES = "/apis/finetune.dev/v1alpha1/finetuneprofiles"
 
 def test_who_may_edit_makes_changes_and_removes_jobs(team):
     _, editor, viewer = team
-    assert editor.ask("POST", HERE, job("bot")) == 201
+    assert editor.ask("POST", HERE, job_object("bot")) == 201
     assert editor.ask("GET", f"{HERE}/bot") == 200
     assert editor.ask("PATCH", f"{HERE}/bot", {"spec": {"suspend": True}}) == 200
     assert viewer.ask("GET", f"{HERE}/bot") == 200
@@ -285,7 +272,7 @@ def test_who_may_edit_makes_changes_and_removes_jobs(team):
 
 def test_who_may_edit_cannot_write_a_status(team):
     api, editor, _ = team
-    api.create(HERE, job("honest"))
+    api.create(HERE, job_object("honest"))
     lie = {"status": {"phase": "Succeeded", "outcome": "Succeeded"}}
     assert editor.ask("PATCH", f"{HERE}/honest/status", lie) == 403
     assert editor.ask("GET", f"{HERE}/honest/status") == 403
@@ -303,7 +290,7 @@ def test_who_may_edit_cannot_write_a_status(team):
         ("POST", PROFILES, {"metadata": {"name": "mine"}, "spec": {}}),
         ("PATCH", f"{PROFILES}/standard", {"spec": {}}),
         ("DELETE", f"{PROFILES}/standard", None),
-        ("POST", THERE, job("bot")),
+        ("POST", THERE, job_object("bot")),
         ("GET", THERE, None),
         ("POST", "/api/v1/namespaces/team/pods", {"metadata": {"name": "a"}, "spec": {}}),
         ("GET", "/api/v1/namespaces/team/pods", None),
@@ -323,9 +310,9 @@ def test_the_role_to_edit_jobs_is_no_role_for_anything_else(team, method, path, 
 
 def test_who_may_look_changes_nothing(team):
     api, _, viewer = team
-    api.create(HERE, job("seen"))
+    api.create(HERE, job_object("seen"))
     assert viewer.ask("GET", f"{HERE}/seen") == 200
-    assert viewer.ask("POST", HERE, job("other")) == 403
+    assert viewer.ask("POST", HERE, job_object("other")) == 403
     assert viewer.ask("PATCH", f"{HERE}/seen", {"spec": {"suspend": True}}) == 403
     assert viewer.ask("DELETE", f"{HERE}/seen") == 403
     assert viewer.ask("DELETE", HERE) == 403

@@ -16,12 +16,12 @@ from finetune_api.reports import Progress
 from harness.audit import policy, requests
 from harness.control_plane import start_control_plane
 from harness.definitions import apply_definitions
+from harness.jobs import Jobs
 from harness.operator_driver import JOBS, make_namespace, operator, status_of, user_for, wait_for
 from harness.other_version import IMAGE as OTHER_IMAGE
 from harness.other_version import other_version
 from harness.pod_player import PodPlayer, Run
 from harness.progress_endpoints import ProgressEndpoints
-from harness.stage_config import SPEC, merged
 from harness.standing import made_or_removed, standings
 
 STANDING, GOING_ON, UPGRADE = "standing-still", "going-on", "upgraded"
@@ -49,17 +49,8 @@ def log(audited):
 
 def create(api, namespace, number, **spec):
     """Create jobs bot-1, bot-2, ...; returns their uids by name."""
-    found = {}
-    for index in range(1, number + 1):
-        body = {
-            "apiVersion": "finetune.dev/v1alpha1",
-            "kind": "FineTuneJob",
-            "metadata": {"name": f"bot-{index}"},
-            "spec": merged(SPEC, spec),
-        }
-        made = api.create(JOBS.format(namespace=namespace), body)
-        found[made["metadata"]["name"]] = made["metadata"]["uid"]
-    return found
+    jobs, names = Jobs(api, namespace), [f"bot-{index}" for index in range(1, number + 1)]
+    return {name: jobs.submit(name, **spec) for name in names}
 
 
 def phases(api, namespace):

@@ -4,20 +4,11 @@ import threading
 
 import pytest
 
+from harness.jobs import job_object
 from harness.operator_driver import JOBS, make_namespace, operator, status_of, wait_for
 from harness.pod_player import PodPlayer, Run
-from harness.stage_config import SPEC, merged
 
 CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
-
-
-def job(name, **spec):
-    return {
-        "apiVersion": "finetune.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": name},
-        "spec": merged(SPEC, spec),
-    }
 
 
 @pytest.fixture
@@ -61,7 +52,7 @@ def test_the_claim_grows_where_its_class_allows_it_and_nothing_stops_where_not(
         with operator(plane.kubeconfig, namespace, tmp_path / "operator.log") as process:
             for name in ("grows", "fixed"):
                 space = {"size": "10Gi", "storageClassName": name}
-                api.create(jobs, job(name, workspace=space))
+                api.create(jobs, job_object(name, workspace=space))
                 wait_for(lambda: status_of(api, namespace, name).get("phase") == "Running", process)  # noqa: B023 - asked now
                 # What the controllers of volumes would do.
                 path = f"{claims}/{name}-workspace"

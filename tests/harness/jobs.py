@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from harness.control_plane import Api, ApiError
-from harness.operator_driver import JOBS, status_of
+from harness.operator_driver import JOBS, make_namespace, status_of
 from harness.pod_player import PodPlayer
 from harness.stage_config import SPEC, merged
 
@@ -19,6 +20,21 @@ _ROOTS = {
     "jobs": "/apis/batch/v1",
     "pytorchjobs": "/apis/kubeflow.org/v1",
 }
+
+
+def job_object(name: str, *, labels: dict[str, str] | None = None, **spec: Any) -> Object:
+    """Return a job as a user creates it; ``spec`` is laid over the harness's."""
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name, "labels": labels or {}},
+        "spec": merged(SPEC, spec),
+    }
+
+
+def namespace_for(api: Api, test: str) -> str:
+    """Create a namespace named after a test; returns its name."""
+    return make_namespace(api, re.sub("[^a-z0-9]+", "-", test.lower())[-40:].strip("-"))
 
 
 @dataclass(frozen=True)
@@ -35,12 +51,7 @@ class Jobs:
 
     def submit(self, name: str, *, labels: dict[str, str] | None = None, **spec: Any) -> str:
         """Create a job; ``spec`` is laid over the harness's. Returns its uid."""
-        body = {
-            "apiVersion": "finetune.dev/v1alpha1",
-            "kind": "FineTuneJob",
-            "metadata": {"name": name, "labels": labels or {}},
-            "spec": merged(SPEC, spec),
-        }
+        body = job_object(name, labels=labels, **spec)
         made = self.api.create(JOBS.format(namespace=self.namespace), body)
         return str(made["metadata"]["uid"])
 

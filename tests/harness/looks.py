@@ -15,10 +15,10 @@ from finetune_operator.progress import Puller
 from finetune_operator.queue import Key
 from finetune_operator.watch import LastSeen
 from finetune_operator.worker import Worker
+from harness.jobs import job_object
 from harness.memory_api import Crash, MemoryApi, MemoryKube
 from harness.operator_driver import IMAGE, JOBS
 from harness.pod_player import PodPlayer, Run
-from harness.stage_config import SPEC, merged
 
 NAMESPACE = "team"
 
@@ -60,12 +60,7 @@ class Looks:
 
     def create(self, labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
         """Create the job; ``spec`` is laid over the harness's."""
-        body = {
-            "apiVersion": "finetune.dev/v1alpha1",
-            "kind": "FineTuneJob",
-            "metadata": {"name": self.name, "labels": labels or {}},
-            "spec": merged(SPEC, spec),
-        }
+        body = job_object(self.name, labels=labels, **spec)
         return self.api.create(JOBS.format(namespace=NAMESPACE), body)
 
     def change(self, **spec: Any) -> None:
