@@ -3,22 +3,19 @@
 The training operator and the pods are played; ``tests/e2e`` has the real ones.
 """
 
-import re
 import time
 
 import pytest
 
-from harness.api_proxy import ApiProxy, EachWriteTwice
 from harness.control_plane import control_plane
 from harness.definitions import apply_definition, apply_definitions
-from harness.jobs import Jobs, playing
-from harness.operator_driver import IMAGE, make_namespace, operator, operator_token, wait_for
-from harness.operator_forks import Forks
+from harness.jobs import Jobs, folder_of, namespace_for, playing
+from harness.killed_operators import killed_operators
+from harness.operator_driver import operator, wait_for
 from harness.played_children import pytorch_job_definition
 from harness.pod_player import PodPlayer, Run
 
 QUICK = ["--unreachable-seconds", "1", "--progress-seconds", "1"]
-FLAGS = ["--trainer-image", IMAGE, "--probe-address", "127.0.0.1", "--probe-port", "0"]
 TWO = {"nodes": 2}
 
 
@@ -34,8 +31,7 @@ def kubeflow():
 
 @pytest.fixture
 def jobs(kubeflow, request):  # in the place of the one with the other control plane
-    name = re.sub("[^a-z0-9]+", "-", request.node.name.lower())[-40:].strip("-")
-    return Jobs(kubeflow.api, make_namespace(kubeflow.api, name))
+    return Jobs(kubeflow.api, namespace_for(kubeflow.api, request.node.name))
 
 
 def one_fails_once(stage, attempt, node):
@@ -47,33 +43,13 @@ def one_fails_once(stage, attempt, node):
 
 def test_killed_before_and_after_every_write_a_gang_ends_as_undisturbed(kubeflow, jobs, tmp_path):
     """No operator lives longer than until its first write; each is met before and after it."""
-    api = kubeflow.api
-    proxy = ApiProxy(api, tmp_path, operator_token(api, jobs.namespace))
-    forks = Forks(proxy.kubeconfig, tmp_path / "operator.log")
-    cut = EachWriteTwice()
-    proxy.cut, proxy.killed = cut, forks.kill
-    player = PodPlayer(api, jobs.namespace, one_fails_once, pytorch=True, pause=0.3)
-    try:
-        with playing(player):
-            uid = jobs.submit("bot", resources=TWO)
-            deadline, asked = time.monotonic() + 150, 0.0
-            while True:
-                if not forks.alive():
-                    forks.start("--namespaces", jobs.namespace, *FLAGS)
-                now = time.monotonic()
-                if now - asked > 0.5:
-                    if jobs.outcome("bot"):
-                        break
-                    asked = now
-                assert now < deadline, f"{len(cut.cuts)} cuts, the last at {cut.cuts[-1]}"
-                time.sleep(0.02)
-    finally:
-        forks.stop()
-        proxy.stop()
+    player = PodPlayer(kubeflow.api, jobs.namespace, one_fails_once, pytorch=True, pause=0.3)
+    with killed_operators(jobs, tmp_path) as operators, playing(player):
+        uid = jobs.submit("bot", resources=TWO)
+        operators.work_until_ended("bot")
 
-    stored = [write for when, write in cut.cuts if when == "after"]
-    folder = f"bot-{uid.replace('-', '')[:8]}"
-    assert [write.rpartition("/")[2] for write in stored if write.startswith("POST")] == [
+    folder = folder_of("bot", uid)
+    assert operators.stored("POST") == [
         f"{folder}-resolved",
         "bot-workspace",
         "bot-prepare-config",
@@ -86,7 +62,7 @@ def test_killed_before_and_after_every_write_a_gang_ends_as_undisturbed(kubeflow
         "bot-publish-config",
         "bot-publish",
     ]
-    assert [write for write in proxy.passed if "/events/" not in write] == []
+    assert operators.survived() == []
     assert player.made == [
         "bot-prepare-0-abcde",
         "bot-1-worker-0",
