@@ -211,4 +211,7 @@ _STAGES: dict[Stage, Callable[[StageConfig, Path], TerminationReport]] = {
 
 
 if __name__ == "__main__":
+    from finetune_trainer.start import leave_out
+
+    leave_out()
     sys.exit(main())

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 
-# Whoever signals the process group must not take away what collects the ranks' exit codes. A rank
-# hears signals as soon as it runs.
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-import finetune_trainer.train  # noqa: E402, F401
+import finetune_trainer.train  # noqa: F401
 
 if os.environ.get("FINETUNE_PRELOAD_DEEPSPEED"):
     import deepspeed  # noqa: F401
