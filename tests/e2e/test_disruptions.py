@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from harness.disturbed import SPEC, Disturbed
+from harness.disturbed import SPEC, Disturbed, End, all_go_on, all_train
 from harness.stage_config import merged
 from harness.tenant import processes_of
 
@@ -50,23 +50,6 @@ def hungry(tenant):
     return "hungry"
 
 
-def each_when_it_trains(disturbances):
-    """Disturb each job as soon as it trains; returns how it was then, by name."""
-    before = {}
-    jobs = {job.name: (job, how) for job, how in disturbances}
-    tenant = disturbances[0][0].tenant
-
-    def disturb():
-        for name, (job, how) in jobs.items():
-            if name not in before and (found := job.in_training()):
-                how(found)
-                before[name] = found
-        return len(before) == len(jobs)
-
-    tenant.wait(disturb, f"{' and '.join(jobs)} train", 400)
-    return before
-
-
 def evict(tenant, pod):
     body = {
         "apiVersion": "policy/v1",
@@ -82,17 +65,16 @@ def delete(tenant, pod, *words):
 
 def test_a_pod_is_evicted_and_a_pod_is_deleted(tenant, hungry, kubeflow, plain):
     del hungry
-    before = each_when_it_trains(
-        [
-            (kubeflow, lambda job: evict(tenant, job.names[1])),
-            (plain, lambda job: delete(tenant, job.names[0])),
-        ]
-    )
-    status = kubeflow.goes_on(before["kubeflow"], TOLD, together=True)
-    assert "EvictionByEvictionAPI" in status["lastFailure"]["message"]
-    status = plain.goes_on(before["plain"], TOLD, together=True)
-    assert status["lastFailure"]["exitCode"] == 143
-    assert status["lastFailure"]["code"] == "preempted"
+    take = {
+        "kubeflow": lambda before: evict(tenant, before.names[1]),
+        "plain": lambda before: delete(tenant, before.names[0]),
+    }
+    jobs = (kubeflow, plain)
+    before = all_train(jobs, then=lambda job, found: take[job.name](found))
+    after = all_go_on([End(job, before[job.name], TOLD, together=True) for job in jobs])
+    assert "EvictionByEvictionAPI" in after["kubeflow"]["lastFailure"]["message"]
+    assert after["plain"]["lastFailure"]["exitCode"] == 143
+    assert after["plain"]["lastFailure"]["code"] == "preempted"
 
 
 def test_a_container_that_uses_too_much_memory_fails_its_job(tenant, hungry):
@@ -118,34 +100,37 @@ def test_a_container_that_uses_too_much_memory_fails_its_job(tenant, hungry):
 def test_training_operator_is_killed_and_a_pod_is_deleted_by_force(
     cluster, tenant, kubeflow, plain
 ):
-    def without_its_controller(job):
+    def without_its_controller(before):
         cluster.stop_training_operator()
-        delete(tenant, job.names[0])
+        delete(tenant, before.names[0])
         time.sleep(5)
         cluster.start_training_operator()
 
-    before = each_when_it_trains(
+    take = {
+        "kubeflow": without_its_controller,
+        "plain": lambda before: delete(tenant, before.names[1], "--grace-period=0", "--force"),
+    }
+    before = all_train((plain, kubeflow), then=lambda job, found: take[job.name](found))
+    # Nobody told kubeflow's other pod: it heard of the signal from the rank that was told.
+    after = all_go_on(
         [
-            (plain, lambda job: delete(tenant, job.names[1], "--grace-period=0", "--force")),
-            (kubeflow, without_its_controller),
+            End(plain, before["plain"], LOST, together=False),
+            End(kubeflow, before["kubeflow"], TOLD | LOST, together=True),
         ]
     )
-    status = plain.goes_on(before["plain"], LOST, together=False)
-    assert status["lastFailure"]["pod"] == before["plain"].names[1]
-    # Nobody told the other pod: it heard of the signal from the rank that was told.
-    kubeflow.goes_on(before["kubeflow"], TOLD | LOST, together=True)
+    assert after["plain"]["lastFailure"]["pod"] == before["plain"].names[1]
 
 
 def test_the_operator_is_killed_while_pods_go(tenant, operator_pod, kubeflow, plain):
     """What it did not see itself it takes from what is left, and counts it once."""
-    before = {job.name: job.trains() for job in (kubeflow, plain)}
+    jobs = (kubeflow, plain)
+    before = all_train(jobs)
     pod = operator_pod()
     for process in processes_of(pod):
         os.kill(process, signal.SIGKILL)
     delete(tenant, before["kubeflow"].names[0])
     evict(tenant, before["plain"].names[1])
-    for job in (kubeflow, plain):
-        job.goes_on(before[job.name], TOLD | LOST, together=True)
+    all_go_on([End(job, before[job.name], TOLD | LOST, together=True) for job in jobs])
     again = operator_pod()
     assert again["metadata"]["uid"] == pod["metadata"]["uid"]
     assert again["status"]["containerStatuses"][0]["restartCount"] == 1
@@ -154,15 +139,16 @@ def test_the_operator_is_killed_while_pods_go(tenant, operator_pod, kubeflow, pl
 def test_the_operator_is_upgraded_while_jobs_run(tenant, upgrade, operator_pod, kubeflow, plain):
     """No job notices: same attempts, same pods, nothing counted."""
     jobs = (kubeflow, plain)
-    before = {job.name: (job.trains(), tenant.status(job.name)) for job in jobs}
+    before = all_train(jobs)
+    statuses = {job.name: tenant.status(job.name) for job in jobs}
     old = operator_pod()
     upgrade()
     new = operator_pod()
     assert new["metadata"]["uid"] != old["metadata"]["uid"]
     assert new["spec"]["containers"][0]["image"] != old["spec"]["containers"][0]["image"]
+    later = all_train(jobs, 60)
     for job in jobs:
-        was, status = before[job.name]
-        now = tenant.wait(job.in_training, f"{job.name} still trains", 60)
+        was, now, status = before[job.name], later[job.name], statuses[job.name]
         assert [p["metadata"]["uid"] for p in now.pods] == [p["metadata"]["uid"] for p in was.pods]
         assert now.child == was.child
         assert now.step > was.step
@@ -172,7 +158,8 @@ def test_the_operator_is_upgraded_while_jobs_run(tenant, upgrade, operator_pod, 
 
 
 def test_the_node_is_tainted(cluster, tenant, kubeflow, plain):
-    before = {job.name: job.trains() for job in (kubeflow, plain)}
+    jobs = (kubeflow, plain)
+    before = all_train(jobs)
     cluster.add_taint(MAINTENANCE, effect="NoExecute")
     try:
         tenant.wait(
@@ -181,17 +168,17 @@ def test_the_node_is_tainted(cluster, tenant, kubeflow, plain):
         )
     finally:
         cluster.remove_taint(MAINTENANCE)
-    for job in (kubeflow, plain):
-        status = job.goes_on(before[job.name], TOLD, together=True)
+    after = all_go_on([End(job, before[job.name], TOLD, together=True) for job in jobs])
+    for status in after.values():
         assert "DeletionByTaintManager" in status["lastFailure"]["message"]
 
 
 def test_the_node_loses_power(cluster, kubeflow, plain):
     """All containers die at once, the operator's too; the disks keep what they have."""
-    before = {job.name: job.trains() for job in (kubeflow, plain)}
+    jobs = (kubeflow, plain)
+    before = all_train(jobs)
     cluster.restart_node()
-    for job in (kubeflow, plain):
-        job.goes_on(before[job.name], LOST, together=False)
+    all_go_on([End(job, before[job.name], LOST, together=False) for job in jobs])
 
 
 @pytest.mark.parametrize("name", ["kubeflow", "plain"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ SPEC: dict[str, Any] = {
     "training": {"maxSteps": 700, "globalBatchSize": 8},
     "parallelism": {"deepspeed": {"zeroStage": 2}},
     "resources": {"nodes": 2, "accelerator": {"device": "cpu", "perNode": 2}},
-    "checkpoint": {"everySteps": EVERY, "gracePeriodSeconds": 20},
+    "checkpoint": {"everySteps": EVERY, "gracePeriodSeconds": 20, "keep": 100},
 }
-"""Enough steps to be disturbed in the middle of training, however fast the machine is."""
+"""Enough steps to be disturbed in the middle of training, however fast the machine is, and every
+checkpoint is kept, so that a look at one is never too late."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,15 @@ class Before:
     def names(self) -> list[str]:
         """Of its pods, the one of rank 0 first."""
         return [pod["metadata"]["name"] for pod in self.pods]
+
+
+@dataclass(frozen=True)
+class After:
+    """What the next attempt continues, as its claim says, and as the cluster sees it then."""
+
+    claim: dict[str, Any]
+    manifest: dict[str, Any]
+    status: dict[str, Any]
 
 
 @dataclass
@@ -71,58 +81,98 @@ class Disturbed:
 
     def trains(self, timeout: float = 400.0) -> Before:
         """Wait until it trains beyond a checkpoint of this attempt."""
-        words = f"{self.name} trains, attempt {self.attempt}"
-        return self.tenant.wait(self.in_training, words, timeout)  # type: ignore[no-any-return]
+        return all_train([self], timeout)[self.name]
+
+    def next_claim(self) -> After | None:
+        """Return the job as the next attempt finds it; None until that has its claim."""
+        claim = self.kept.claim(self.attempt + 1)
+        if not claim:
+            return None
+        place = claim["resumesFrom"]["path"].removeprefix("checkpoints/")
+        return After(claim, self.kept.manifest(place), self.tenant.status(self.name))
 
     def goes_on(
-        self,
-        before: Before,
-        causes: Collection[str],
-        *,
-        together: bool,
-        timeout: float = 400.0,
+        self, before: Before, causes: Collection[str], *, together: bool, timeout: float = 400.0
     ) -> dict[str, Any]:
-        """Wait for the next attempt's claim and check what it is; returns the status.
+        """Wait for the next attempt's claim and check what it is; returns the status."""
+        return all_go_on([End(self, before, causes, together=together)], timeout)[self.name]
 
-        Args:
-            before: the job when it was disturbed.
-            causes: classes of which the end has one.
-            together: whether all ranks were told, and so had to save the same step.
-            timeout: seconds until the next attempt has its claim.
-        """
+    def check(self, end: End, after: After) -> None:
+        """Check that the next attempt continues what ended; it is the one that runs from now on."""
         ended, self.attempt = self.attempt, self.attempt + 1
-
-        def claimed() -> dict[str, Any]:
-            return self.kept.claim(self.attempt)
-
-        words = f"attempt {self.attempt} of {self.name} has its claim"
-        claim = self.tenant.wait(claimed, words, timeout)
-        status = self.tenant.status(self.name)
-        resumed = claim["resumesFrom"]
-        place = f"{ended}/step-{resumed['step']}"
+        claim, status, resumed = after.claim, after.status, after.claim["resumesFrom"]
         assert claim["attempt"] == self.attempt
-        assert resumed["path"] == f"checkpoints/{place}"
-        assert before.checkpoint <= resumed["step"]
+        assert resumed["path"] == f"checkpoints/{ended}/step-{resumed['step']}"
+        assert end.before.checkpoint <= resumed["step"]
         assert claim.get("rejected", []) == []
 
         (entry,) = [one for one in status["resumes"] if one["attempt"] == self.attempt]
-        assert entry["cause"] in causes, status.get("lastFailure")
+        assert entry["cause"] in end.causes, status.get("lastFailure")
         assert status["lastFailure"]["class"] == entry["cause"]
         assert (status["attempt"], status["failures"]) == (self.attempt, 0)
         assert status["preemptions"] == self.attempt - 1
         # What was reached and not saved is trained again: less than one cadence.
-        assert self._reached(ended) - resumed["step"] <= EVERY
-        manifest = self.kept.manifest(place)
-        assert {file.get("rank", 0) for file in manifest["files"]} == {0, 1}
-        if together:
-            ends = [self.kept.end(ended, node) for node in (0, 1)]
-            assert [end["exitCode"] for end in ends] == [143, 143], ends
-            assert [end["step"] for end in ends] == [resumed["step"]] * 2
-            assert [end["checkpoint"]["path"] for end in ends] == [resumed["path"]] * 2
-            assert resumed["step"] >= before.step
-            assert manifest["reason"] in ("signal", "cadence")
-        return status
+        assert max(self.kept.steps(ended)) - resumed["step"] <= EVERY
+        assert {file.get("rank", 0) for file in after.manifest["files"]} == {0, 1}
+        if end.together:
+            said = [self.kept.end(ended, node) for node in (0, 1)]
+            assert [one["exitCode"] for one in said] == [143, 143], said
+            assert [one["step"] for one in said] == [resumed["step"]] * 2
+            assert [one["checkpoint"]["path"] for one in said] == [resumed["path"]] * 2
+            assert resumed["step"] >= end.before.step
+            assert after.manifest["reason"] in ("signal", "cadence")
 
-    def _reached(self, claim: int) -> int:
-        """The last step that a claim logged."""
-        return max(self.kept.steps(claim))
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt was ended."""
+
+    job: Disturbed
+    before: Before
+    causes: Collection[str]
+    """Classes of which its end has one."""
+    together: bool
+    """Whether all ranks were told, and so had to save the same step."""
+
+
+def all_train(
+    jobs: Sequence[Disturbed],
+    timeout: float = 400.0,
+    then: Callable[[Disturbed, Before], None] = lambda job, before: None,
+) -> dict[str, Before]:
+    """Wait until all train beyond a checkpoint of this attempt, and ``then`` disturb each at once.
+
+    Returns how each was, by name. None waits for another: it might end meanwhile.
+    """
+    found: dict[str, Before] = {}
+
+    def look() -> bool:
+        for job in jobs:
+            if job.name not in found and (before := job.in_training()):
+                then(job, before)
+                found[job.name] = before
+        return len(found) == len(jobs)
+
+    names = " and ".join(f"{job.name} (attempt {job.attempt})" for job in jobs)
+    jobs[0].tenant.wait(look, f"{names} train", timeout)
+    return found
+
+
+def all_go_on(ends: Sequence[End], timeout: float = 400.0) -> dict[str, dict[str, Any]]:
+    """Wait for the claims of the next attempts and check them; returns each status by name.
+
+    Everything is read as soon as the job's claim is there, whatever the other one waits for.
+    """
+    found: dict[str, After] = {}
+
+    def look() -> bool:
+        for end in ends:
+            if end.job.name not in found and (after := end.job.next_claim()):
+                found[end.job.name] = after
+        return len(found) == len(ends)
+
+    names = " and ".join(f"attempt {end.job.attempt + 1} of {end.job.name}" for end in ends)
+    ends[0].job.tenant.wait(look, f"the claim of {names} is there", timeout)
+    for end in ends:
+        end.job.check(end, found[end.job.name])
+    return {name: after.status for name, after in found.items()}
