@@ -14,7 +14,8 @@ from harness.operator_driver import (
     status_of,
     wait_for,
 )
-from harness.pod_player import PodPlayer, Run, now
+from harness.played_runs import Run
+from harness.pod_player import PodPlayer, now
 from harness.processes import free_port, wait_until
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

@@ -21,7 +21,8 @@ from harness.operator_driver import (
     wait_for,
 )
 from harness.played_children import pytorch_job_definition
-from harness.pod_player import PodPlayer, first_try_of
+from harness.played_runs import first_try_of
+from harness.pod_player import PodPlayer
 
 UNUSED = {
     ("get", "jobs"): "a Job whose name is taken is looked at",

@@ -9,7 +9,8 @@ import pytest
 
 from harness.jobs import folder_of, playing
 from harness.operator_driver import operator, wait_for
-from harness.pod_player import PodPlayer, Run, first_try_of
+from harness.played_runs import Run, first_try_of
+from harness.pod_player import PodPlayer
 
 QUICK = ["--unreachable-seconds", "1", "--progress-seconds", "1"]
 

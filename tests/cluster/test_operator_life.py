@@ -9,7 +9,8 @@ from harness.api_proxy import ApiProxy
 from harness.jobs import folder_of, playing
 from harness.killed_operators import killed_operators
 from harness.operator_driver import Watched, operator, operator_token, wait_for
-from harness.pod_player import PodPlayer, Run, first_try_of
+from harness.played_runs import Run, first_try_of
+from harness.pod_player import PodPlayer
 from harness.processes import free_port
 
 

@@ -8,7 +8,8 @@ import pytest
 from harness.control_plane import ApiError
 from harness.jobs import MERGE, folder_of, playing
 from harness.operator_driver import operator, wait_for
-from harness.pod_player import PodPlayer, first_try_of
+from harness.played_runs import first_try_of
+from harness.pod_player import PodPlayer
 
 QUICK = ["--unreachable-seconds", "1", "--progress-seconds", "1"]
 

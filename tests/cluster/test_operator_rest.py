@@ -20,7 +20,8 @@ from harness.jobs import Jobs
 from harness.operator_driver import JOBS, make_namespace, operator, status_of, user_for, wait_for
 from harness.other_version import IMAGE as OTHER_IMAGE
 from harness.other_version import other_version
-from harness.pod_player import PodPlayer, Run
+from harness.played_runs import Run, trains_forever
+from harness.pod_player import PodPlayer
 from harness.progress_endpoints import ProgressEndpoints
 from harness.standing import made_or_removed, standings
 
@@ -87,11 +88,6 @@ def looked_at(log, since):
 def slowly(what, process):
     """Wait for it, and ask seldom: this machine has other things to do."""
     wait_for(lambda: time.sleep(0.5) or what(), process, 120)
-
-
-def trains_forever(stage, attempt, node):
-    del attempt, node
-    return Run(forever=stage == "train")
 
 
 def test_a_minute_of_jobs_without_news_is_silent_and_one_of_progress_is_a_write_each(

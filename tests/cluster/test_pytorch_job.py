@@ -13,7 +13,8 @@ from harness.jobs import Jobs, folder_of, namespace_for, playing
 from harness.killed_operators import killed_operators
 from harness.operator_driver import operator, wait_for
 from harness.played_children import pytorch_job_definition
-from harness.pod_player import PodPlayer, Run
+from harness.played_runs import Run
+from harness.pod_player import PodPlayer
 
 QUICK = ["--unreachable-seconds", "1", "--progress-seconds", "1"]
 TWO = {"nodes": 2}

@@ -6,7 +6,8 @@ import pytest
 
 from harness.jobs import job_object
 from harness.operator_driver import JOBS, make_namespace, operator, status_of, wait_for
-from harness.pod_player import PodPlayer, Run
+from harness.played_runs import Run
+from harness.pod_player import PodPlayer
 
 CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
 

@@ -19,7 +19,7 @@ from harness import controllers
 from harness.binaries import KWOK, TRAINING_OPERATOR, binary
 from harness.control_plane import ControlPlane, start_control_plane
 from harness.definitions import apply_definitions
-from harness.pod_player import Run, said
+from harness.played_runs import Run, said
 from harness.processes import free_port, wait_until
 from harness.program import Program, flags
 

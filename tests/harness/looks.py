@@ -18,9 +18,15 @@ from finetune_operator.worker import Worker
 from harness.jobs import job_object
 from harness.memory_api import Crash, MemoryApi, MemoryKube
 from harness.operator_driver import IMAGE, JOBS
-from harness.pod_player import PodPlayer, Run
+from harness.played_runs import Run
+from harness.pod_player import PodPlayer
 
 NAMESPACE = "team"
+CLAIMS = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
+MAPS = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+CHILDREN = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+PROFILES = "/apis/finetune.dev/v1alpha1/finetuneprofiles"
 
 
 @dataclass
@@ -99,6 +105,13 @@ class Looks:
         self.player.turn()
         return wait
 
+    def train(self) -> None:
+        """Bring the job to where it trains."""
+        for _ in range(12):
+            self.turn()
+        self.settle()
+        assert self.status["phase"] == "Running"
+
     def live(self, limit: int = 60) -> dict[str, Any]:
         """Go on until the job has ended; a crash is followed by a worker that remembers nothing."""
         for _ in range(limit):
@@ -119,7 +132,7 @@ class Looks:
 
     def children(self) -> list[str]:
         """Return the names of the children that exist."""
-        jobs = self.api.get(f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs")["items"]
+        jobs = self.api.get(CHILDREN)["items"]
         return sorted(job["metadata"]["name"] for job in jobs)
 
     def _deleted(self, body: dict[str, Any]) -> None:

@@ -15,7 +15,8 @@ from harness.api_proxy import ApiProxy
 from harness.control_plane import ControlPlane
 from harness.jobs import Jobs, playing
 from harness.operator_driver import make_namespace, operator, operator_token, wait_for
-from harness.pod_player import PodPlayer, Run
+from harness.played_runs import Run
+from harness.pod_player import PodPlayer
 from harness.processes import Process, free_port
 
 SECONDS = 120.0

@@ -17,62 +17,18 @@ from typing import Any
 
 from finetune_api.checkpoint import CheckpointRef
 from finetune_api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_STAGE, LABEL_UID
-from finetune_api.reports import DataReport, TerminationReport
 from harness.control_plane import Api, ApiError
 from harness.kept_api import KeptApi
 from harness.played_children import KINDS, Kind
-from harness.simulation import make_choices, ref
+from harness.played_runs import Run, Script, said
 
 FOREGROUND = "foregroundDeletion"
 NODE = "node1"
 Object = dict[str, Any]
 
-DATA = DataReport(
-    rows=90, rows_used=88, rows_dropped=2, sequences=80, tokens=1000, trained_tokens=310
-)
-
 
 def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@dataclass(frozen=True)
-class Run:
-    """How the process of one pod goes."""
-
-    seconds: float = 0.0
-    """For how long it runs before it ends; None of the states is skipped."""
-    exit_code: int = 0
-    forever: bool = False
-    step: int = 60
-    checkpoint: int | None = 60
-
-
-def first_try_of(held: str) -> Callable[[str, int, int], Run]:
-    """Let the first try of one stage go on until it is told to end, and all else end well."""
-    return lambda stage, attempt, node: Run(forever=stage == held and attempt == 1)
-
-
-def said(
-    stage: str, uid: str, attempt: int, node: int, run: Run, began: CheckpointRef | None = None
-) -> TerminationReport:
-    """Return what the trainer would leave as its termination message."""
-    saved = ref(max(attempt, 1), run.checkpoint) if run.checkpoint else None
-    return TerminationReport(
-        stage=stage,  # type: ignore[arg-type]
-        job_uid=uid,
-        attempt=attempt if stage == "train" else 0,
-        claim=attempt if stage == "train" else 0,
-        node=node,
-        exit_code=run.exit_code,
-        step=run.step if stage != "prepare" else 0,
-        checkpoint=saved if stage == "train" else None,
-        resumed_from=began,
-        choices=make_choices() if stage == "prepare" and run.exit_code == 0 else None,
-        data=DATA if stage == "prepare" and run.exit_code == 0 else None,
-        output_digest="sha256:" + "b" * 64 if stage == "publish" else None,
-        evaluation={"loss": 1.5} if stage == "publish" else {},
-    )
 
 
 @dataclass
@@ -81,9 +37,8 @@ class PodPlayer:
 
     api: Api
     namespace: str
-    script: Callable[[str, int, int], Run] = lambda stage, attempt, node: Run()
-    """(stage, attempt, node) -> what happens."""
-    scripts: dict[str, Callable[[str, int, int], Run]] = field(default_factory=dict)
+    script: Script = lambda stage, attempt, node: Run()
+    scripts: dict[str, Script] = field(default_factory=dict)
     """Of jobs by name that have one of their own."""
     pytorch: bool = False
     """The cluster has PyTorchJobs."""

@@ -3,11 +3,8 @@
 from datetime import timedelta
 
 from finetune_operator.ownership import with_owner
-from harness.looks import NAMESPACE, Looks
-from harness.pod_player import Run
-
-CHILDREN = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
-PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+from harness.looks import CHILDREN, NAMESPACE, Looks
+from harness.played_runs import Run, first_try_of
 
 
 def training(looks):
@@ -17,13 +14,8 @@ def training(looks):
     assert looks.status["phase"] == "Running"
 
 
-def first_attempt_runs(stage, attempt, node):
-    del node
-    return Run(forever=stage == "train" and attempt == 1)
-
-
 def test_a_child_whose_size_was_set_to_nothing_waits_for_who_did_that():
-    looks = Looks(script=first_attempt_runs)
+    looks = Looks(script=first_try_of("train"))
     training(looks)
     looks.api.request("PATCH", f"{CHILDREN}/bot-1", {"spec": {"parallelism": 0}})
     for _ in range(3):
@@ -48,7 +40,7 @@ def test_a_child_whose_size_was_set_to_nothing_waits_for_who_did_that():
 
 
 def test_a_child_whose_size_was_set_to_nothing_before_it_ran_says_so():
-    looks = Looks(script=first_attempt_runs)
+    looks = Looks(script=first_try_of("train"))
     looks.create(recovery={"startTimeout": "5m"})
     while "bot-1" not in looks.children():
         looks.turn()
@@ -73,7 +65,7 @@ def test_a_child_whose_size_was_set_to_nothing_before_it_ran_says_so():
 
 
 def test_a_child_that_was_suspended_and_then_deleted_by_hand_is_followed_by_another():
-    looks = Looks(script=first_attempt_runs)
+    looks = Looks(script=first_try_of("train"))
     training(looks)
     looks.api.request("PATCH", f"{CHILDREN}/bot-1", {"spec": {"suspend": True}})
     for _ in range(3):
@@ -124,7 +116,7 @@ def test_labels_alone_make_no_pod_ours():
 
 
 def test_what_a_profile_that_is_gone_would_limit_stays_as_it_was():
-    looks = Looks(script=first_attempt_runs)
+    looks = Looks(script=first_try_of("train"))
     profiles = "/apis/finetune.dev/v1alpha1/finetuneprofiles"
     limits = {"workspace": "100Gi", "runtime": "2h"}
     profile = {"metadata": {"name": "p"}, "spec": {"limits": limits}}
@@ -151,7 +143,7 @@ def test_what_a_profile_that_is_gone_would_limit_stays_as_it_was():
 
 
 def test_a_job_whose_status_was_taken_away_starts_nothing_beside_what_runs():
-    looks = Looks(script=first_attempt_runs)
+    looks = Looks(script=first_try_of("train"))
     training(looks)
     looks.api.objects["finetunejobs", NAMESPACE, "bot"]["status"] = {}
     looks.restart()

@@ -9,17 +9,10 @@ import pytest
 
 from finetune_operator.kube import BATCH_JOBS, Listing, Resource
 from finetune_operator.observe import Observer
-from harness.looks import NAMESPACE, Looks
-from harness.pod_player import Run
+from harness.looks import CHILDREN, NAMESPACE, PODS, Looks
+from harness.played_runs import Run, trains_forever
 
-CHILDREN = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
-PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
-
-
-def forever(stage: str, attempt: int, node: int) -> Run:
-    del attempt, node
-    return Run(forever=True) if stage == "train" else Run()
 
 
 def pods_of(looks: Looks, child: str) -> list[dict[str, Any]]:
@@ -52,12 +45,9 @@ def test_a_secret_that_is_missing_is_said_while_the_pod_waits_for_it() -> None:
 
 
 def test_what_a_child_said_last_counts_after_its_object_is_gone() -> None:
-    looks = Looks(script=forever)
+    looks = Looks(script=trains_forever)
     looks.create()
-    for _ in range(12):
-        looks.turn()
-    looks.settle()
-    assert looks.status["phase"] == "Running"
+    looks.train()
     assert "checkpoint" not in looks.status
     (pod,) = pods_of(looks, "bot-1")
     looks.player._terminate(pod, Run(exit_code=143, step=70, checkpoint=60))

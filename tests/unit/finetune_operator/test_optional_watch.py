@@ -11,7 +11,7 @@ from finetune_operator.kube import PYTORCH_JOBS, NotFound, Unavailable
 from finetune_operator.optional_watch import OptionalWatch
 from harness.looks import Looks
 from harness.memory_api import MemoryApi
-from harness.pod_player import Run
+from harness.played_runs import Run
 
 
 class Discovery:
@@ -109,10 +109,7 @@ def test_the_first_list_of_a_kind_that_is_gone_is_the_last():
     )
     looks.player.pytorch = True
     looks.create()
-    for _ in range(12):
-        looks.turn()
-    looks.settle()
-    assert looks.status["phase"] == "Running"
+    looks.train()
     looks.api.pytorch = False
     looks.player.pytorch = False
     with pytest.raises(NotFound):

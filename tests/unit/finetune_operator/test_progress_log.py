@@ -14,7 +14,7 @@ from finetune_operator.progress_log import LogReader, newest
 from finetune_operator.queue import Key
 from finetune_operator.settings import read_settings
 from harness.looks import Looks
-from harness.pod_player import Run
+from harness.played_runs import Run
 
 SOURCE = Source(
     Key("team", "bot"), "uid-1", 2, "127.0.0.1", pod="bot-2-0-abcde", container="trainer"

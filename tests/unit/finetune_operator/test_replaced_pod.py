@@ -13,12 +13,11 @@ from finetune_operator.backend import BACKENDS
 from finetune_operator.observed import ChildState, Live, Observed, ProcessEnd
 from finetune_operator.plan import account, plan
 from finetune_operator.steps import StartAttempt, Stop, Wait
-from harness.looks import NAMESPACE, Looks
+from harness.looks import NAMESPACE, PODS, Looks
 from harness.memory_api import MemoryApi
-from harness.pod_player import Run
+from harness.played_runs import Run
 from harness.simulation import START, make_choices, make_job
 
-PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 AT = "2026-03-01T12:00:{:02d}Z"
 
 

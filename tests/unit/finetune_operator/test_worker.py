@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from harness.looks import Looks
-from harness.pod_player import Run
+from harness.played_runs import Run
 
 TROUBLE = {
     1: Run(exit_code=143, step=30, checkpoint=30),
@@ -132,10 +132,7 @@ def test_killed_at_every_write_of_one_life_it_ends_the_same():
 def test_at_rest_nothing_is_written():
     looks = Looks(script=lambda stage, *_: Run(forever=stage == "train"))
     looks.create()
-    for _ in range(12):
-        looks.turn()
-    assert looks.status["phase"] == "Running"
-    looks.settle()
+    looks.train()
     writes = len(looks.api.writes)
     for _ in range(20):
         looks.ahead += timedelta(seconds=60)

@@ -4,30 +4,21 @@ import pytest
 
 from finetune_operator.kube import Forbidden
 from finetune_operator.workspace_growth import refused
-from harness.looks import NAMESPACE, Looks
-from harness.pod_player import Run
+from harness.looks import NAMESPACE, PROFILES, Looks
+from harness.played_runs import trains_forever
 
 CLAIM = ("persistentvolumeclaims", NAMESPACE, "bot-workspace")
-PROFILES = "/apis/finetune.dev/v1alpha1/finetuneprofiles"
 JOB = ("finetunejobs", NAMESPACE, "bot")
 
 
-def forever(stage, attempt, node):
-    del attempt, node
-    return Run(forever=stage == "train")
-
-
 def running(profile=None):
-    looks = Looks(script=forever)
+    looks = Looks(script=trains_forever)
     if profile is not None:
         annotations = {"finetune.dev/is-default-profile": "true"}
         body = {"metadata": {"name": "shared", "annotations": annotations}, "spec": profile}
         looks.api.create(PROFILES, body)
     looks.create(workspace={"size": "10Gi"})
-    for _ in range(12):
-        looks.turn()
-    looks.settle()
-    assert looks.status["phase"] == "Running"
+    looks.train()
     looks.api.objects[CLAIM]["status"] = {"phase": "Bound"}
     return looks
 
