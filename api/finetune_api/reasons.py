@@ -31,7 +31,7 @@ NORMAL: Mapping[str, str] = {
     "Suspended": "the job was suspended; the message says what is kept",
     "NotSuspended": "the job may run",
     "Pending": "nothing was started yet",
-    "WorkspaceReused": "the claim holds the folder of an earlier job of this name",
+    "WorkspaceReused": "the claim holds the folders of earlier jobs of this name",
     "NothingToDo": "there is nothing to do before something changes",
 }
 """Nobody has to do anything."""

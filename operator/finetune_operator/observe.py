@@ -43,9 +43,10 @@ from finetune_operator.ownership import owned_by, with_owner
 from finetune_operator.progress import Puller, Source
 from finetune_operator.queue import Key
 from finetune_operator.render.claims import claim_of
-from finetune_operator.render.workspace import made_by_us, made_for, shared, workspace
+from finetune_operator.render.workspace import made_by_us, shared, workspace
 from finetune_operator.resolve.paths import look
 from finetune_operator.watch import LastSeen
+from finetune_operator.workspace_folders import earlier
 
 HELD = 2
 """Pods of a child whose Events are read while they do not run."""
@@ -62,8 +63,8 @@ class Around:
     claim: Object | None = None
     """Of the job's folder, as it was read."""
     workspace_to_make: Object | None = None
-    old_workspace: str = ""
-    """The folder of an earlier job in the claim that is used again."""
+    old_folders: tuple[str, ...] = ()
+    """The folders of earlier jobs in the claim that is used again, the newest first."""
     problems: tuple[Problem, ...] = ()
     """Changes of the object that do not count."""
 
@@ -267,9 +268,8 @@ class Observer:
                 f" {job.spec.resources.nodes}; name a claim with ReadWriteMany"
             )
             problem = Waiting("WorkspaceNotShared", text)
-        owner = made_for(found)
-        if to_make is not None and owner not in (None, job.uid):
-            around = replace(around, old_workspace=workspace_folder(job.name, str(owner)))
+        if to_make is not None:
+            around = replace(around, old_folders=earlier(found, job.name, job.uid))
         return WorkspaceState(shared=several, problem=problem), around
 
 

@@ -36,6 +36,7 @@ from finetune_operator.steps import (
     Stop,
     Wait,
 )
+from finetune_operator.workspace_folders import Folders, told
 from finetune_operator.workspace_growth import Growth, wanted
 
 log = logging.getLogger(__name__)
@@ -64,12 +65,13 @@ class Worker:
     settled: dict[Key, str] = field(default_factory=dict)
     """Jobs that rest after their end, with the version in which they were seen to."""
     growth: Growth = field(init=False)
+    folders: Folders = field(init=False)
     _uids: dict[Key, str] = field(default_factory=dict)
     _restarting: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Remember of claims only what was refused lately."""
-        self.growth = Growth(self.kube)
+        self.growth, self.folders = Growth(self.kube), Folders(self.kube)
 
     async def look(self, key: Key) -> float | None:
         """Look at a job once; returns the seconds until the next look, None: when something happens.
@@ -148,9 +150,9 @@ class Worker:
 
     async def _tell(self, body: Object, accepted: Accepted, around: Around) -> tuple[Problem, ...]:
         """Say what the user would not see otherwise; returns changes that have no effect."""
-        if around.old_workspace:
-            text = f"the claim holds the folder of an earlier job too: {around.old_workspace}"
-            await self.recorder.record(body, "Normal", "WorkspaceReused", text)
+        if around.old_folders and around.claim is not None:
+            await self.recorder.record(body, "Normal", "WorkspaceReused", told(around.old_folders))
+            await self.folders.add(around.claim, accepted.job.name, accepted.job.uid)
         if around.problems:
             _, text = words(around.problems)
             await self.recorder.record(body, "Warning", "ChangeRefused", text)

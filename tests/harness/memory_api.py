@@ -122,7 +122,7 @@ class MemoryApi:
         if namespace:
             metadata["namespace"] = namespace
         metadata |= {
-            "uid": f"00000000-0000-4000-8000-{number:012d}",
+            "uid": f"{number:08d}-0000-4000-8000-000000000000",
             "resourceVersion": str(number),
             "generation": 1,
             "creationTimestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -159,6 +159,8 @@ class MemoryApi:
         elif "spec" in body:
             there["spec"] |= body["spec"]
             there["metadata"]["generation"] += 1
+        if "annotations" in metadata:
+            there["metadata"].setdefault("annotations", {}).update(metadata["annotations"])
         self._touch(there)
         if "finalizers" in metadata:
             there["metadata"].pop("finalizers", None)

@@ -47,7 +47,7 @@ EXPECTED = {
     "resumes": [(2, "Preempted", 30, 0), (3, "CommunicationLost", 40, 5)],
     "last": "CommunicationLost",
     "checkpoint": "checkpoints/3/step-60",
-    "output": "pvc://bot-workspace/bot-00000000/output",
+    "output": "pvc://bot-workspace/bot-00000002/output",
     "conditions": {
         "Accepted": ("True", "Accepted"),
         "Prepared": ("True", "DataReady"),
