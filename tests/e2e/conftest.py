@@ -23,19 +23,30 @@ from harness.stage_config import merged
 from harness.tenant import Kept, Tenant, fill, make_tenant
 from harness.tiny_model import make_tiny_model
 
+OWN_CLUSTER = "test_cluster_leaves_nothing"
 ORDER = (
     "test_broken_input",
     "test_quickstart",
     "test_preemption",
     "test_disruptions",
+    "test_split_brain::test_a_node_is_cut_off",
+    # Minutes pass until others may take over what ran there: meanwhile, what needs no node.
     "test_rights",
+    "test_images",
+    "test_node_images",
     "test_split_brain",
     "test_pages",
 )
 MAINTENANCE = "example.com/maintenance"
 VALUES: dict[str, Any] = {
     # What runs the cluster stays on a node that is emptied.
-    "tolerations": [{"key": MAINTENANCE, "operator": "Exists"}],
+    "tolerations": [
+        {"key": key, "operator": "Exists", "effect": "NoExecute"}
+        for key in (
+            MAINTENANCE,
+            *(f"node.kubernetes.io/{how}" for how in ("not-ready", "unreachable")),
+        )
+    ],
     # Progress is seen in jobs that take less than the usual minute.
     "settings": {"progressSeconds": 2},
 }
@@ -48,11 +59,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> tuple[bool, int]:
         module = item.path.stem
-        late = ORDER.index(module) if module in ORDER else len(ORDER)
-        return "cluster" in getattr(item, "fixturenames", ()), late
+        names = (f"{module}::{item.name}", module)
+        late = next((ORDER.index(name) for name in names if name in ORDER), len(ORDER))
+        return module != OWN_CLUSTER, late
 
     items.sort(key=place)
-    first = next((item for item in items if place(item)[0]), None)
+    first = next((one for one in items if "cluster" in getattr(one, "fixturenames", ())), None)
     if first is not None:  # it waits for the cluster too: minutes when the images are new
         own = first.get_closest_marker("timeout")
         first.add_marker(pytest.mark.timeout(_START_SECONDS + (own.args[0] if own else 300)))

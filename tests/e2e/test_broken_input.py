@@ -152,8 +152,9 @@ def team(cluster, tiny_model):
 
 
 @pytest.fixture(scope="module")
-def jobs(team):
-    """All of them at the same time."""
+def jobs(team, tenant):
+    """All of them at the same time, beside the job ``twin``, which is done when others need it."""
+    del tenant
     for name, (spec, *_) in {**CASES, **WAITING}.items():
         team.start(name, merged(WITH_GPU, spec))
     return team

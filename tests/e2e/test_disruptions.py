@@ -63,22 +63,9 @@ def delete(tenant, pod, *words):
     tenant.kubectl("delete", "pod", pod, "--wait=false", *words)
 
 
-def test_a_pod_is_evicted_and_a_pod_is_deleted(tenant, hungry, kubeflow, plain):
-    del hungry
-    take = {
-        "kubeflow": lambda before: evict(tenant, before.names[1]),
-        "plain": lambda before: delete(tenant, before.names[0]),
-    }
-    jobs = (kubeflow, plain)
-    before = all_train(jobs, then=lambda job, found: take[job.name](found))
-    after = all_go_on([End(job, before[job.name], TOLD, together=True) for job in jobs])
-    assert "EvictionByEvictionAPI" in after["kubeflow"]["lastFailure"]["message"]
-    assert after["plain"]["lastFailure"]["exitCode"] == 143
-    assert after["plain"]["lastFailure"]["code"] == "preempted"
-
-
-def test_a_container_that_uses_too_much_memory_fails_its_job(tenant, hungry):
+def test_a_container_that_uses_too_much_memory_fails_its_job(tenant, hungry, kubeflow, plain):
     """The kernel kills the process that trains when the pod's memory disk is filled."""
+    del kubeflow, plain  # they start meanwhile
     tenant.wait(lambda: tenant.kept(hungry).steps(1), "it trains", 400)
     (pod,) = tenant.running(hungry)
     fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=1400"
@@ -95,6 +82,19 @@ def test_a_container_that_uses_too_much_memory_fails_its_job(tenant, hungry):
         "a process was ended because it used more memory than it has; it used more memory than its"
         " limit [out-of-memory] fix: lower training.microBatchSize, or raise resources.memory",
     )
+
+
+def test_a_pod_is_evicted_and_a_pod_is_deleted(tenant, kubeflow, plain):
+    take = {
+        "kubeflow": lambda before: evict(tenant, before.names[1]),
+        "plain": lambda before: delete(tenant, before.names[0]),
+    }
+    jobs = (kubeflow, plain)
+    before = all_train(jobs, then=lambda job, found: take[job.name](found))
+    after = all_go_on([End(job, before[job.name], TOLD, together=True) for job in jobs])
+    assert "EvictionByEvictionAPI" in after["kubeflow"]["lastFailure"]["message"]
+    assert after["plain"]["lastFailure"]["exitCode"] == 143
+    assert after["plain"]["lastFailure"]["code"] == "preempted"
 
 
 def test_training_operator_is_killed_and_a_pod_is_deleted_by_force(

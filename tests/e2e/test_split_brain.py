@@ -6,60 +6,79 @@ and go on while the second gang owns the job's folder: they find its claim and c
 
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pytest
 
 from harness.checkpoint_folders import contents
-from harness.disturbed import SPEC, Disturbed
+from harness.disturbed import SPEC, Before, Disturbed
 from harness.stage_config import merged
 from harness.tenant import processes_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-@contextmanager
-def paused(pods):
-    """Stop every process of pods, the newest first; whatever happens they go on afterwards."""
-    stopped = [process for pod in pods for process in processes_of(pod)]
-    for process in reversed(stopped):
-        os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in stopped:
-            try:
-                os.kill(process, signal.SIGCONT)
-            except ProcessLookupError:
-                continue
+@dataclass(frozen=True)
+class Parted:
+    """A job whose node was cut off in mid-training, with its pods standing still."""
+
+    job: Disturbed
+    before: Before
+    node: ExitStack
+    """Closed, the node comes back."""
+    pods: ExitStack
+    """Closed, the processes of the first gang go on."""
 
 
-def test_a_gang_that_comes_back_is_fenced(cluster, tenant, twin):
-    undisturbed = twin()
+def let_go_on(processes):
+    for process in processes:
+        try:
+            os.kill(process, signal.SIGCONT)
+        except ProcessLookupError:
+            continue
+
+
+@pytest.fixture(scope="session")
+def parted(cluster, tenant, twin):
+    """Until the node is let come back, tests run that need none."""
+    twin()
     grace = {"checkpoint": {"gracePeriodSeconds": 10}}
     tenant.start("parted", merged(SPEC, {"backend": "PyTorchJob", **grace}))
     job = Disturbed(tenant, "parted")
     before = job.trains()
-    with paused(before.pods):
+    with ExitStack() as pods, ExitStack() as node:  # whatever happens both are closed
+        stopped = [process for pod in before.pods for process in processes_of(pod)]
+        pods.callback(let_go_on, stopped)
+        for process in reversed(stopped):  # the newest first
+            os.kill(process, signal.SIGSTOP)
+        node.callback(cluster.start_kubelet)
         cluster.stop_kubelet()
-        try:
-            cluster.wait_node_lost()
-            # Unreachable for a minute, told to go, the grace period, and a minute of no sign.
-            tenant.wait(
-                lambda: (
-                    tenant.status("parted")["attempt"] == 2
-                    and tenant.status("parted")["child"].get("uid")
-                ),
-                "a second attempt is made although the first gave no sign",
-                300,
-            )
-            old = {pod["metadata"]["uid"] for pod in before.pods}
-            there = {pod["metadata"]["uid"] for pod in tenant.pods("parted")}
-            assert old <= there, "nobody removes pods by force"
-        finally:
-            cluster.start_kubelet()
-        tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 200)
-        untouched = of_the_second(job.kept)
+        yield Parted(job, before, node, pods)
+
+
+def test_a_node_is_cut_off(cluster, parted):
+    cluster.wait_node_lost()
+    assert parted.job.kept.claim(2) == {}
+
+
+def test_a_gang_that_comes_back_is_fenced(tenant, twin, parted):
+    undisturbed, job, before = twin(), parted.job, parted.before
+    # Unreachable for a minute, told to go, the grace period, and a minute of no sign.
+    tenant.wait(
+        lambda: (
+            tenant.status("parted")["attempt"] == 2 and tenant.status("parted")["child"].get("uid")
+        ),
+        "a second attempt is made although the first gave no sign",
+        300,
+    )
+    old = {pod["metadata"]["uid"] for pod in before.pods}
+    there = {pod["metadata"]["uid"] for pod in tenant.pods("parted")}
+    assert old <= there, "nobody removes pods by force"
+    parted.node.close()
+    tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 200)
+    untouched = of_the_second(job.kept)
+    parted.pods.close()
 
     def both_have_ended():
         return all(job.kept.end(1, node) for node in (0, 1))

@@ -11,7 +11,7 @@ from harness.tenant import Kept, Tenant
 EVERY = 20
 """Steps between two checkpoints: the most that may be lost."""
 SPEC: dict[str, Any] = {
-    "training": {"maxSteps": 700, "globalBatchSize": 8},
+    "training": {"maxSteps": 700, "globalBatchSize": 8, "microBatchSize": 2},
     "parallelism": {"deepspeed": {"zeroStage": 2}},
     "resources": {"nodes": 2, "accelerator": {"device": "cpu", "perNode": 2}},
     "checkpoint": {"everySteps": EVERY, "gracePeriodSeconds": 20, "keep": 100},
@@ -66,9 +66,6 @@ class Disturbed:
         )
         if status.get("attempt") != self.attempt or not (status.get("child") or {}).get("uid"):
             return None
-        pods = self.tenant.running(self.name)
-        if len(pods) != 2:
-            return None
         progress = self.kept.progress()
         saved = progress.get("checkpoint") or {}
         if progress.get("attempt") != self.attempt or progress.get("phase") != "training":
@@ -76,6 +73,9 @@ class Disturbed:
         if not saved.get("path", "").startswith(f"checkpoints/{self.attempt}/"):
             return None
         if progress["step"] < saved["step"] + 3:
+            return None
+        pods = self.tenant.running(self.name)
+        if len(pods) != 2:
             return None
         return Before(tuple(pods), status["child"]["name"], progress["step"], saved["step"])
 

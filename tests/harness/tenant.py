@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,8 @@ class Tenant:
 
     cluster: Access
     namespace: str
+    places: dict[str, Path] = field(default_factory=dict)
+    """Of jobs, by name, once they are known: looks that are taken all the time ask for less."""
 
     @property
     def api(self) -> Api:
@@ -197,9 +199,12 @@ class Tenant:
         return {one["type"]: (one["status"], one["reason"], one["message"]) for one in found}
 
     def kept(self, name: str) -> Kept:
-        """What it left in its workspace."""
-        uid = self.job(name)["metadata"]["uid"]
-        return Kept(self.volume(workspace_claim(name)) / workspace_folder(name, uid))
+        """What it left in its workspace; a name stands for one job of this namespace for ever."""
+        if name not in self.places:
+            uid = self.job(name)["metadata"]["uid"]
+            folder = self.volume(workspace_claim(name)) / workspace_folder(name, uid)
+            self.places[name] = folder
+        return Kept(self.places[name])
 
     def pods(self, name: str) -> list[dict[str, Any]]:
         """Return the pods of a job that exist, by name."""
@@ -245,7 +250,7 @@ class Tenant:
                 return found
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {timeout:.0f} s: {words}\n{self.describe()}")
-            time.sleep(0.2)
+            time.sleep(0.3)
 
     def kubectl(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run kubectl in the namespace."""
