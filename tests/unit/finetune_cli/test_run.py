@@ -71,6 +71,12 @@ class Job:
         }
         (root / "script.json").write_text(json.dumps(script))
 
+    def let_first_attempt_wait(self) -> None:
+        """Let its process go on until it is told to end."""
+        script = json.loads((self.root / "script.json").read_text())
+        script["train"][0]["wait_for_sigterm"] = True
+        (self.root / "script.json").write_text(json.dumps(script))
+
     def start(self, die_at: int = 0, when: str = "") -> Runner:
         """Run the job in a process of its own: a fork, which has everything imported already."""
         out = self.root / f"out-{len(list(self.root.glob('out-*')))}.txt"
@@ -169,16 +175,11 @@ def test_killing_the_runner_at_any_write_changes_nothing(when: str, tmp_path: Pa
         assert job.starts() == dict.fromkeys(names, 1), f"write {die_at}"
 
 
-WAITS = {"train": {"wait_for_sigterm": True}}
-
-
 def test_interrupt_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     lines = (Try((143,), step=31, checkpoint=31), DONE)
     scenario = Scenario("stopped", Expected("Succeeded", 2), train=lines)
     job = Job(tmp_path, scenario)
-    script = json.loads((tmp_path / "script.json").read_text())
-    script["train"][0]["wait_for_sigterm"] = True
-    (tmp_path / "script.json").write_text(json.dumps(script))
+    job.let_first_attempt_wait()
     runner = job.start()
     job.wait_until_waiting()
     runner.send(signal.SIGINT)
@@ -242,9 +243,7 @@ def test_everything_lost_is_infrastructure(tmp_path: Path) -> None:
     lines = (Try((0,), step=9, checkpoint=9), DONE)
     scenario = Scenario("lost", Expected("Succeeded", 2), train=lines)
     job = Job(tmp_path, scenario)
-    script = json.loads((tmp_path / "script.json").read_text())
-    script["train"][0]["wait_for_sigterm"] = True
-    (tmp_path / "script.json").write_text(json.dumps(script))
+    job.let_first_attempt_wait()
     runner = job.start()
     pid = job.wait_until_waiting()
     keeper = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
