@@ -136,8 +136,8 @@ class Outcome:
 def train_here(config: StageConfig, scratch: Path, *, listener: Any = None) -> Outcome:
     """Train one rank in this process, with the environment that a rank would have."""
     from finetune_trainer import errors
+    from finetune_trainer.facts import Facts
     from finetune_trainer.listener import Listener
-    from finetune_trainer.rank import Facts
     from finetune_trainer.train import train
 
     facts = Facts()

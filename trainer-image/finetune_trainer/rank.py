@@ -8,27 +8,15 @@ import select
 import signal
 import sys
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.names import Layout
 from finetune_api.reports import TerminationReport
 from finetune_api.resolved import StageConfig
 from finetune_trainer import errors
+from finetune_trainer.facts import Facts
 from finetune_trainer.listener import Listener
-
-
-@dataclass
-class Facts:
-    """What a rank knows of its attempt; filled as it goes, told at the end."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def know(self, **values: Any) -> None:
-        """Add or replace fields of the report."""
-        self.values |= values
 
 
 def rank_main(config_file: str, ends: str, supervisor: int) -> None:

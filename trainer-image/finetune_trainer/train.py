@@ -36,9 +36,9 @@ from finetune_trainer.checkpoint.save import Checkpoints
 from finetune_trainer.data import cache
 from finetune_trainer.data.collate import Collator
 from finetune_trainer.errors import Ending, Signalled, StageError, ending_of
+from finetune_trainer.facts import Facts
 from finetune_trainer.listener import Listener
 from finetune_trainer.order import GlobalBatches
-from finetune_trainer.rank import Facts
 
 PROGRESS_PORT = "FINETUNE_PROGRESS_PORT"
 PROGRESS_HOST = "FINETUNE_PROGRESS_HOST"
