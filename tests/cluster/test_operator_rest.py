@@ -6,7 +6,7 @@ still and for jobs whose step moves; it is idle, and the only way to see that a 
 
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ from finetune_api.reports import Progress
 from harness.audit import policy, requests
 from harness.control_plane import start_control_plane
 from harness.definitions import apply_definitions
-from harness.jobs import Jobs
+from harness.jobs import Jobs, playing
 from harness.operator_driver import JOBS, make_namespace, operator, status_of, user_for, wait_for
 from harness.other_version import IMAGE as OTHER_IMAGE
 from harness.other_version import other_version
@@ -57,17 +57,6 @@ def create(api, namespace, number, **spec):
 def phases(api, namespace):
     jobs = api.get(JOBS.format(namespace=namespace))["items"]
     return [(job.get("status") or {}).get("phase") for job in jobs]
-
-
-@contextmanager
-def playing(api, namespace, script, address):
-    player = PodPlayer(api, namespace, script, address=address)
-    player.start()
-    try:
-        yield player
-    finally:
-        player.stop()
-        assert not player.errors
 
 
 def preemptions(api, namespace):
@@ -117,10 +106,12 @@ def test_a_minute_of_jobs_without_news_is_silent_and_one_of_progress_is_a_write_
         players = [
             stack.enter_context(
                 playing(
-                    api,
-                    name,
-                    trains_forever,
-                    lambda job, prefix=first[name]: prefix + job.removeprefix("bot-"),
+                    PodPlayer(
+                        api,
+                        name,
+                        trains_forever,
+                        address=lambda job, prefix=first[name]: prefix + job.removeprefix("bot-"),
+                    )
                 )
             )
             for name in counts
@@ -186,7 +177,7 @@ def test_replaced_by_another_version_while_20_jobs_run_none_restarts_or_is_count
     def all_run():
         return set(phases(api, namespace)) == {"Running"}
 
-    with playing(api, namespace, script, lambda job: "127.0.0.1") as player:
+    with playing(PodPlayer(api, namespace, script)) as player:
         with operator(audited.kubeconfig, namespace, tmp_path / "old.log", "--workers", "4") as old:
             made = create(api, namespace, UPGRADED, training={"learningRate": None})
             slowly(all_run, old)

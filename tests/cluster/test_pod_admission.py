@@ -5,29 +5,16 @@ import os
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from finetune_api.crd import structural
-from finetune_api.job import JobSpec
 from finetune_operator.backend import BACKENDS, attempt, prepare_or_publish
 from finetune_operator.render.config import stage_config
 from finetune_operator.render.placement import Placement
 from harness.control_plane import ApiError
 from harness.rendered import CHOICES, attempt_config, job_of, templates
-from harness.spec_strategy import from_schema
+from harness.rendered_specs import REQUIRED, SPECS
 
 NAMESPACE = "enforced"
 EXAMPLES = int(os.environ.get("ADMISSION_EXAMPLES", "60"))
 """Jobs; each is seven pods or so."""
-
-SCHEMA = structural(JobSpec)["properties"]
-SECTIONS = ("model", "dataset", "resources", "workspace", "checkpoint", "output", "reporting")
-REQUIRED = {
-    "model": {"uri": "pvc://models/base"},
-    "dataset": {"train": [{"uri": "pvc://datasets/train.jsonl"}]},
-    "method": {"lora": {}},
-    "training": {"learningRate": 2e-4, "precision": "bf16", "gradientCheckpointing": True},
-    "parallelism": {"ddp": {}},
-    "resources": {"processesPerNode": 1},
-}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +48,6 @@ def as_pod(template):
     }
 
 
-DRAWN = from_schema({"type": "object", "properties": {name: SCHEMA[name] for name in SECTIONS}})
-
-
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -71,11 +55,8 @@ DRAWN = from_schema({"type": "object", "properties": {name: SCHEMA[name] for nam
     phases=(Phase.explicit, Phase.generate),  # to make a failure smaller would take minutes
     suppress_health_check=list(HealthCheck),
 )
-@given(drawn=DRAWN)
-def test_every_pod_of_any_job_is_admitted(api, pods, drawn):
-    spec = {
-        name: {**REQUIRED.get(name, {}), **drawn.get(name, {})} for name in {**REQUIRED, **drawn}
-    }
+@given(spec=SPECS)
+def test_every_pod_of_any_job_is_admitted(api, pods, spec):
     seen = 0
     for template, _ in templates(tuple(pods_of(spec))):
         api.create(pods, as_pod(template), dryRun="All")

@@ -10,21 +10,10 @@ from rich.console import Console
 from finetune_cli.cluster.follow import Shown
 from finetune_cli.cluster.jobs import ClusterJob, parse
 from finetune_cli.view import PlainView, RichView
-
-THEN = "2026-01-01T10:00:00Z"
-
-
-def condition(type_: str, status: str, reason: str, message: str = "") -> dict[str, str]:
-    return {
-        "type": type_,
-        "status": status,
-        "reason": reason,
-        "message": message,
-        "lastTransitionTime": THEN,
-    }
+from harness.written_status import THEN, condition
 
 
-def job(*conditions: dict[str, str], **status: Any) -> ClusterJob:
+def job(*conditions: dict[str, Any], **status: Any) -> ClusterJob:
     metadata = {"name": "bot", "namespace": "team", "uid": "u"}
     return parse({"metadata": metadata, "status": {"conditions": list(conditions), **status}})
 

@@ -71,6 +71,16 @@ def test_a_new_eta_alone_is_no_news():
     assert is_news(None, progress())
 
 
+async def serving(answer):
+    """Serve progress as a pod does, on a free port of this machine."""
+    app = web.Application()
+    app.router.add_get("/progress", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner
+
+
 def test_a_pod_is_asked_once_in_an_interval_and_news_is_told():
     async def run():
         said, asked, told = [progress()], [], []
@@ -79,12 +89,7 @@ def test_a_pod_is_asked_once_in_an_interval_and_news_is_told():
             asked.append(request.path)
             return web.json_response(said[0].to_json())
 
-        app = web.Application()
-        app.router.add_get("/progress", answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+        runner = await serving(answer)
         now = [0.0]
         port = runner.addresses[0][1]
         puller = Puller(told.append, every=60.0, rate=1000.0, port=port, clock=lambda: now[0])
@@ -121,12 +126,7 @@ def test_a_pod_is_asked_again_by_itself_until_its_job_is_left():
             asked.append(request.path)
             return web.json_response(progress(step=len(asked)).to_json())
 
-        app = web.Application()
-        app.router.add_get("/progress", answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+        runner = await serving(answer)
         told = []
         puller = Puller(told.append, every=0.05, rate=1000.0, port=runner.addresses[0][1])
         puller.want(SOURCE)

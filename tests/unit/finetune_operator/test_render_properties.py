@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.crd import structural
-from finetune_api.job import JobSpec
 from finetune_api.names import attempt_name, prepare_name, publish_name
 from finetune_api.profile import Platform
 from finetune_operator.backend import BACKENDS, attempt, prepare_or_publish
@@ -19,28 +18,11 @@ from finetune_operator.render.placement import Placement
 from finetune_operator.render.workspace import workspace
 from harness.pod_security import violations
 from harness.rendered import CHOICES, attempt_config, faults, job_of, templates
+from harness.rendered_specs import SPECS
 from harness.spec_strategy import from_schema
 
 EXAMPLES = int(os.environ.get("RENDER_EXAMPLES", "1000"))
 """Jobs; each is rendered as four kinds of pods."""
-REQUIRED: dict[str, Any] = {
-    "model": {"uri": "pvc://models/base"},
-    "dataset": {"train": [{"uri": "pvc://datasets/train.jsonl"}]},
-    "method": {"lora": {}},
-    "training": {"learningRate": 2e-4, "precision": "bf16", "gradientCheckpointing": True},
-    "parallelism": {"ddp": {}},
-    "resources": {"processesPerNode": 1},
-}
-SECTIONS = ("model", "dataset", "resources", "workspace", "checkpoint", "output", "reporting")
-"""Of a spec, those that a renderer reads."""
-SCHEMA = structural(JobSpec)["properties"]
-SPECS = st.fixed_dictionaries(
-    {}, optional={name: from_schema(SCHEMA[name]) for name in SECTIONS}
-).map(
-    lambda drawn: {
-        name: {**REQUIRED.get(name, {}), **drawn.get(name, {})} for name in {**REQUIRED, **drawn}
-    }
-)
 NAMES = st.sampled_from(["a", "support-bot", "b" * 40, "x-9" + "-y" * 18])
 PLATFORMS = from_schema(structural(Platform))
 KEYS = st.sampled_from(
