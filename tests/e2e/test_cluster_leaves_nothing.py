@@ -163,14 +163,15 @@ def run_a_pod(c, data):
         "the pod ran",
     )
     service = c.api.get("/api/v1/namespaces/default/services/web")["spec"]
+    url = f"http://{service['clusterIP']}/index"
     until(
         lambda: (
             subprocess.run(
-                ["/bin/busybox", "wget", "-qO-", f"http://{service['clusterIP']}/index"],
+                # Before there is a rule for it the address leads nowhere, without an answer.
+                ["timeout", "2", "/bin/busybox", "wget", "-qO-", url],
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=10,
             ).stdout
             == "served\n"
         ),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import signal
 import ssl
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from harness.program import Program, flags
 
 _STARTS = 3
 """A free port may be taken by somebody else before it is listened on."""
+_IDLE = threading.local()
+"""Of each thread, the connections that wait for another read: a handshake costs more than most answers."""
 
 
 class ApiError(Exception):
@@ -73,25 +77,58 @@ class Api:
         accept: str = "application/json",
     ) -> dict[str, Any]:
         """Send a request and return the answer; raises ApiError for a refusal."""
-        context = ssl.create_default_context(cafile=str(self.authority))
-        context.load_cert_chain(self.identity.certificate, self.identity.key)
-        connection = http.client.HTTPSConnection(
-            "127.0.0.1", self.port, context=context, timeout=60
-        )
-        try:
-            data = None if body is None else body if isinstance(body, bytes) else json.dumps(body)
-            connection.request(method, path, data, {"Content-Type": content_type, "Accept": accept})
-            answer = connection.getresponse()
-            text = answer.read().decode()
-        finally:
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body)
+        headers = {"Content-Type": content_type, "Accept": accept}
+        if method == "GET":
+            code, text = self._read(path, headers)
+        else:
+            code, text, connection = self._ask(self._connect(), method, path, data, headers)
             connection.close()
         try:
             found = json.loads(text)
         except ValueError:
             found = {"message": text}
-        if answer.status >= 400:
-            raise ApiError(answer.status, found)
+        if code >= 400:
+            raise ApiError(code, found)
         return dict(found)
+
+    def _read(self, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
+        """Read over the connection of the last time, or a new one where that has ended."""
+        idle: dict[Any, http.client.HTTPSConnection] = _IDLE.__dict__
+        key = f"{os.getpid()} {self.port} {self.identity.certificate}"
+        if connection := idle.pop(key, None):
+            try:
+                code, text, idle[key] = self._ask(connection, "GET", path, None, headers)
+            except TimeoutError:
+                raise
+            except (OSError, http.client.HTTPException):
+                pass  # the server was restarted, or has closed it
+            else:
+                return code, text
+        code, text, idle[key] = self._ask(self._connect(), "GET", path, None, headers)
+        return code, text
+
+    def _connect(self) -> http.client.HTTPSConnection:
+        context = ssl.create_default_context(cafile=str(self.authority))
+        context.load_cert_chain(self.identity.certificate, self.identity.key)
+        return http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=60)
+
+    @staticmethod
+    def _ask(
+        connection: http.client.HTTPSConnection,
+        method: str,
+        path: str,
+        data: str | bytes | None,
+        headers: Mapping[str, str],
+    ) -> tuple[int, str, http.client.HTTPSConnection]:
+        """Return code, text and the connection, which is closed where that fails."""
+        try:
+            connection.request(method, path, data, dict(headers))
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode(), connection
+        except BaseException:
+            connection.close()
+            raise
 
     def get(self, path: str) -> dict[str, Any]:
         """Read."""
