@@ -6,8 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from finetune_api.crd import structural
 from finetune_api.job import JobSpec
+from finetune_api.structural import structural
 from harness.spec_strategy import from_schema
 
 REQUIRED: dict[str, Any] = {

@@ -5,8 +5,8 @@ import json
 from jsonschema import Draft202012Validator
 
 from finetune_api.chart_files import chart_files, strict, template
-from finetune_api.crd import structural
 from finetune_api.profile import ProfileSpec
+from finetune_api.structural import structural
 
 
 def test_a_definition_becomes_a_template_that_can_be_left_out_and_stays():

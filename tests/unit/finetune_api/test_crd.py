@@ -7,6 +7,7 @@ from ruamel.yaml import YAML
 
 from finetune_api import crd
 from finetune_api.document import Document
+from finetune_api.structural import structural
 
 ROOT = Path(__file__).parents[3]
 FORBIDDEN = {"$ref", "$defs", "default", "title", "const", "examples", "filled", "partial"}
@@ -180,4 +181,4 @@ def test_a_string_without_a_bound_is_an_error():
         text: str
 
     with pytest.raises(ValueError, match=r"Loose\.text: a string needs a bound"):
-        crd.structural(Loose)
+        structural(Loose)

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_api.crd import structural
 from finetune_api.names import attempt_name, prepare_name, publish_name
 from finetune_api.profile import Platform
+from finetune_api.structural import structural
 from finetune_operator.backend import BACKENDS, attempt, prepare_or_publish
 from finetune_operator.render import environment
 from finetune_operator.render.config import stage_config
