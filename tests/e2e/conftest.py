@@ -48,7 +48,7 @@ VALUES: dict[str, Any] = {
         )
     ],
     # Progress is seen in jobs that take less than the usual minute.
-    "settings": {"progressSeconds": 2},
+    "settings": {"progressSeconds": 5},
 }
 
 _START_SECONDS = 900

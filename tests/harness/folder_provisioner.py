@@ -120,7 +120,7 @@ class FolderProvisioner:
 
     def _run(self) -> None:
         renewed = 0.0
-        while not self._ended.wait(0.3):
+        while not self._ended.wait(0.5):
             try:
                 if time.monotonic() - renewed > 2:
                     renewed = time.monotonic()
