@@ -15,6 +15,7 @@ VERBS = {
     "explain": ("finetune_cli.explain", "show every value of a job and where it comes from"),
     "watch": ("finetune_cli.watch", "follow a job that runs"),
     "logs": ("finetune_cli.logs", "show what the processes of a job print"),
+    "report": ("finetune_cli.report", "show the figures of a job and where its report lies"),
     "retry": ("finetune_cli.retry", "let a failed job of a cluster try again"),
     "version": ("finetune_cli.version", "print versions"),
 }
