@@ -66,8 +66,8 @@ def delete(tenant, pod, *words):
 def test_a_container_that_uses_too_much_memory_fails_its_job(tenant, hungry, kubeflow, plain):
     """The kernel kills the process that trains when the pod's memory disk is filled."""
     del kubeflow, plain  # they start meanwhile
+    (pod,) = tenant.wait(lambda: tenant.running(hungry), "its pod runs", 400)
     tenant.wait(lambda: tenant.kept(hungry).steps(1), "it trains", 400)
-    (pod,) = tenant.running(hungry)
     fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=1400"
     tenant.kubectl("exec", pod["metadata"]["name"], "--", "sh", "-c", fill, check=False)
     status = tenant.finished(hungry, 120)
