@@ -67,7 +67,6 @@ Name = Annotated[
     StringConstraints(pattern=f"^{SUBDOMAIN}$", min_length=1, max_length=253),
 ]
 """The name of another object in the same namespace."""
-Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 Quantity = Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +27,6 @@ from finetune_trainer.export.select import Selected, select
 from finetune_trainer.fetch import locate, tokenizer_files, tokenizer_folder
 from finetune_trainer.hashing import sha256_of, sync_tree, write_json
 from finetune_trainer.model import attention, load_model_config, load_tokenizer, model_folder
-
-log = logging.getLogger(__name__)
 
 ADAPTER = "adapter"
 REPORT = "report.html"

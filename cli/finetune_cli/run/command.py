@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from finetune_api.names import Layout
 from finetune_api.problem import Problem, Refused
@@ -37,13 +37,6 @@ from finetune_operator.observed import Live
 WORKSPACE = "finetune-jobs"
 STOPPED = 130
 STOPPED_BY_SIGTERM = 143
-
-
-class ClosableView(View, Protocol):
-    """A view that takes hold of the terminal."""
-
-    def close(self) -> None:
-        """Give it back."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

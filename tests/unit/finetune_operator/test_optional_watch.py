@@ -56,10 +56,6 @@ def play(monkeypatch, discovery, library, *, seconds=0.3):
     return len(changes)
 
 
-async def until_told(stop_flag):
-    await stop_flag.wait()
-
-
 def test_it_is_watched_in_its_own_thread_while_it_is_served(monkeypatch):
     began, ended = [], []
 

@@ -36,7 +36,6 @@ from finetune_api.problem import Problem
 from finetune_api.reports import DataReport
 from finetune_api.resolved import Chosen
 
-SPLITS = ("train", "validation")
 _FILES: dict[str, str] = {
     "tokens.u32": "<u4",
     "document_ends.i64": "<i8",
