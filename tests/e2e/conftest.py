@@ -16,7 +16,7 @@ from harness import chart
 from harness.cluster import Cluster
 from harness.cluster import cluster as running_cluster
 from harness.commands import run
-from harness.disturbed import SPEC
+from harness.disturbed import ONCE, SPEC
 from harness.images import REGISTRY, Image, operator_image, trainer_image
 from harness.installation import install_operator
 from harness.stage_config import merged
@@ -121,21 +121,28 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tenant(cluster: Cluster, tiny_model: Path) -> Tenant:
-    """A team's namespace; the job ``twin``, which nobody disturbs, trains in it from the start."""
+    """A team's namespace; in it two jobs train from the start that nobody disturbs."""
     team = make_tenant(cluster, "team")
     fill(team, tiny_model)
     team.start("twin", merged(SPEC, {"resources": {"accelerator": {"perNode": 4}}}))
+    team.start("short-twin", merged(ONCE, {"resources": {"accelerator": {"perNode": 0}}}))
     return team
 
 
 @pytest.fixture(scope="session")
 def twin(tenant: Tenant) -> Callable[[], Kept]:
-    """Wait for the undisturbed job; returns what it left."""
+    """Wait for the undisturbed job of all steps; returns what it left."""
+    return lambda: undisturbed(tenant, "twin")
 
-    def ended() -> Kept:
-        status = tenant.finished("twin", 600)
-        counted = (status["outcome"], status["attempt"], status["failures"], status["preemptions"])
-        assert counted == ("Succeeded", 1, 0, 0), status.get("lastFailure")
-        return tenant.kept("twin")
 
-    return ended
+@pytest.fixture(scope="session")
+def short_twin(tenant: Tenant) -> Callable[[], Kept]:
+    """Wait for the undisturbed job of few steps; returns what it left."""
+    return lambda: undisturbed(tenant, "short-twin")
+
+
+def undisturbed(tenant: Tenant, name: str) -> Kept:
+    status = tenant.finished(name, 600)
+    counted = (status["outcome"], status["attempt"], status["failures"], status["preemptions"])
+    assert counted == ("Succeeded", 1, 0, 0), status.get("lastFailure")
+    return tenant.kept(name)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from harness.disturbed import SPEC, Disturbed
+from harness.disturbed import ONCE, Disturbed
 from harness.scratch_images import BUSYBOX_IMAGE
 from harness.stage_config import merged
 
@@ -56,9 +56,12 @@ def row_of(tenant, name):
     return dict(zip(columns, table["rows"][0]["cells"], strict=True))
 
 
-def test_a_preempted_job_waits_for_room_and_ends_bit_equal(cluster, tenant, urgent, twin):
-    undisturbed = twin()
-    tenant.start("preempted", merged(SPEC, {"resources": {"accelerator": {"perNode": 4}}}))
+def test_a_preempted_job_waits_for_room_and_ends_bit_equal(
+    cluster, tenant, urgent, twin, short_twin
+):
+    twin()  # there is no room beside it
+    undisturbed = short_twin()
+    tenant.start("preempted", merged(ONCE, {"resources": {"accelerator": {"perNode": 4}}}))
     job = Disturbed(tenant, "preempted")
     before = job.trains()
     assert row_of(tenant, "preempted")["GPUs"] == 8

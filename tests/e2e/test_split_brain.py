@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from harness.checkpoint_folders import contents
-from harness.disturbed import SPEC, Before, Disturbed
+from harness.disturbed import ONCE, Before, Disturbed
 from harness.stage_config import merged
 from harness.tenant import processes_of
 
@@ -40,11 +40,12 @@ def let_go_on(processes):
 
 
 @pytest.fixture(scope="session")
-def parted(cluster, tenant, twin):
+def parted(cluster, tenant, twin, short_twin):
     """Until the node is let come back, tests run that need none."""
-    twin()
+    twin()  # they have their pods no longer
+    short_twin()
     grace = {"checkpoint": {"gracePeriodSeconds": 10}}
-    tenant.start("parted", merged(SPEC, {"backend": "PyTorchJob", **grace}))
+    tenant.start("parted", merged(ONCE, {"backend": "PyTorchJob", **grace}))
     job = Disturbed(tenant, "parted")
     before = job.trains()
     with ExitStack() as pods, ExitStack() as node:  # whatever happens both are closed
@@ -62,8 +63,8 @@ def test_a_node_is_cut_off(cluster, parted):
     assert parted.job.kept.claim(2) == {}
 
 
-def test_a_gang_that_comes_back_is_fenced(tenant, twin, parted):
-    undisturbed, job, before = twin(), parted.job, parted.before
+def test_a_gang_that_comes_back_is_fenced(tenant, short_twin, parted):
+    undisturbed, job, before = short_twin(), parted.job, parted.before
     # Unreachable for a minute, told to go, the grace period, and a minute of no sign.
     tenant.wait(
         lambda: (

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.stage_config import merged
 from harness.tenant import Kept, Tenant
 
 EVERY = 20
@@ -16,8 +17,10 @@ SPEC: dict[str, Any] = {
     "resources": {"nodes": 2, "accelerator": {"device": "cpu", "perNode": 2}},
     "checkpoint": {"everySteps": EVERY, "gracePeriodSeconds": 20, "keep": 100},
 }
-"""Enough steps to be disturbed in the middle of training, however fast the machine is, and every
-checkpoint is kept, so that a look at one is never too late."""
+"""Enough steps to be disturbed six times in the middle of training, however fast the machine is, and
+every checkpoint is kept, so that a look at one is never too late."""
+ONCE = merged(SPEC, {"training": {"maxSteps": 160}})
+"""Enough to be disturbed once."""
 
 
 @dataclass(frozen=True)
