@@ -6,6 +6,7 @@ again for each attempt.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -30,7 +31,6 @@ from finetune_operator.kube import (
     PROFILES,
     Conflict,
     Kube,
-    KubeError,
     Object,
 )
 from finetune_operator.observed import Live
@@ -88,21 +88,33 @@ class Profiles:
         self._kube = kube
         self._at = float("-inf")
         self._found: list[Object] = []
+        self._reading: asyncio.Task[None] | None = None
+        self.changes = 0
+        """How often one has changed."""
 
     def changed(self) -> None:
         """Read them again next time."""
+        self.changes += 1
         self._at = float("-inf")
 
     async def all(self) -> list[Object]:
-        """Return all of them, raw."""
+        """Return all of them, raw; looks at the same time wait for the same answer."""
         if time.monotonic() - self._at > FRESH:
-            self._at = time.monotonic()
-            try:
-                self._found = await self._kube.list(PROFILES)
-            except KubeError:
-                self._at = float("-inf")
-                raise
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read())
+                self._reading.add_done_callback(self._read_done)
+            # A look that is cancelled must not take the list from the others.
+            await asyncio.shield(self._reading)
         return self._found
+
+    async def _read(self) -> None:
+        changes, began = self.changes, time.monotonic()
+        self._found = await self._kube.list(PROFILES)
+        if changes == self.changes:
+            self._at = began
+
+    def _read_done(self, _: asyncio.Task[None]) -> None:
+        self._reading = None
 
     async def named(self, name: str) -> Profile | None:
         """Return one that can be used; None where it is gone or broken."""
@@ -124,6 +136,11 @@ class Acceptance:
         self._known: OrderedDict[str, Accepted] = OrderedDict()
         self._prepared: OrderedDict[str, PrepareReport] = OrderedDict()
         self._namespaces: dict[str, tuple[float, Mapping[str, str]]] = {}
+
+    @property
+    def changes(self) -> int:
+        """How often a profile has changed: a refusal from before may not be one any more."""
+        return self._profiles.changes
 
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a job that is gone."""
@@ -188,17 +205,25 @@ class Acceptance:
         return Live.of(now, generation), problems
 
     async def prepared(
-        self, accepted: Accepted, found: PrepareReport | None, digest: str | None
+        self,
+        accepted: Accepted,
+        found: PrepareReport | None,
+        digest: str | None,
+        *,
+        ends: bool = True,
     ) -> PrepareReport | None:
         """Return what preparation found and chose, frozen the first time that it is seen.
 
         The pod that said it may vanish; what every attempt is made of must not. Once status has
-        its digest, nothing else counts for it, whoever wrote that.
+        its digest, nothing else counts for it, whoever wrote that. ``ends`` is whether a preparation
+        may have ended: of one that goes on nothing was frozen.
         """
         uid = accepted.job.uid
         known = self._prepared.get(uid)
         if known is not None:
             return known
+        if found is None and digest is None and not ends:
+            return None
         name = f"{workspace_folder(accepted.job.name, uid)}-prepared"
         if found is not None and digest in (None, digest_of(found.to_json())):
             made = _config_map(accepted.job, name, {"report.json": found.to_json()})

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -58,11 +58,23 @@ class Recorder:
     While ``run`` runs they wait for their turn, so that looks at jobs do not wait for them.
     """
 
-    def __init__(self, kube: Creator, instance: str, rate: float = 50.0) -> None:
-        """Write through this client, as this instance of the operator, so many a second."""
+    def __init__(
+        self,
+        kube: Creator,
+        instance: str,
+        rate: float = 50.0,
+        busy: Callable[[], bool] = lambda: False,
+        held: float = 0.2,
+    ) -> None:
+        """Write through this client, as this instance of the operator, so many a second.
+
+        While there is much to do, only one in ``held`` seconds: what happens comes before its news.
+        """
         self._kube = kube
         self._instance = instance
         self._pause = 1.0 / rate
+        self._busy = busy
+        self._held = held
         self._said: OrderedDict[str, None] = OrderedDict()
         self._waiting: asyncio.Queue[Object] | None = None
 
@@ -71,7 +83,7 @@ class Recorder:
         self._waiting = asyncio.Queue(MOST_WAITING)
         while True:
             await self._create(await self._waiting.get())
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(self._held if self._busy() else self._pause)
 
     async def flush(self) -> None:
         """Write what still waits, without a pause."""

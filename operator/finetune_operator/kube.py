@@ -8,12 +8,26 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import aiohttp
 import kopf
 
-from finetune_api import GROUP
+from finetune_operator.pace import Pace
+from finetune_operator.resources import (
+    BATCH_JOBS,
+    CLAIMS,
+    CONFIG_MAPS,
+    EVENTS,
+    FINETUNE_JOBS,
+    NAMESPACES,
+    PODS,
+    PROFILES,
+    PYTORCH_JOBS,
+    SERVICES,
+    Resource,
+    resource_of,
+)
 
 Object = dict[str, Any]
 PAGE = 500
@@ -55,74 +69,12 @@ class Unavailable(KubeError):
 
 
 @dataclass(frozen=True)
-class Resource:
-    """A kind of object as its address needs it."""
-
-    group: str
-    version: str
-    plural: str
-    kind: str
-    namespaced: bool = True
-
-    @property
-    def api_version(self) -> str:
-        """As an object holds it."""
-        return f"{self.group}/{self.version}" if self.group else self.version
-
-    @property
-    def root(self) -> str:
-        """Path of the group and version."""
-        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-
-    def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
-        """Return the path of an object, or of the collection."""
-        parts = [self.root]
-        if self.namespaced and namespace:
-            parts += ["namespaces", quote(namespace, safe="")]
-        parts.append(self.plural)
-        parts += [quote(part, safe="") for part in (name, subresource) if part]
-        return "/".join(parts)
-
-
-FINETUNE_JOBS = Resource(GROUP, "v1alpha1", "finetunejobs", "FineTuneJob")
-PROFILES = Resource(GROUP, "v1alpha1", "finetuneprofiles", "FineTuneProfile", namespaced=False)
-NAMESPACES = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
-PODS = Resource("", "v1", "pods", "Pod")
-CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
-SERVICES = Resource("", "v1", "services", "Service")
-CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
-EVENTS = Resource("", "v1", "events", "Event")
-BATCH_JOBS = Resource("batch", "v1", "jobs", "Job")
-PYTORCH_JOBS = Resource("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob")
-RESOURCES = {
-    (resource.api_version, resource.kind): resource
-    for resource in (
-        FINETUNE_JOBS,
-        PROFILES,
-        NAMESPACES,
-        PODS,
-        CONFIG_MAPS,
-        SERVICES,
-        CLAIMS,
-        EVENTS,
-        BATCH_JOBS,
-        PYTORCH_JOBS,
-    )
-}
-
-
-@dataclass(frozen=True)
 class Listing:
     """All objects of a kind as they were at one version of the cluster's store."""
 
     items: list[Object]
     version: int | None
     """None where the API server's versions are no numbers: they cannot be compared."""
-
-
-def resource_of(body: Mapping[str, Any]) -> Resource:
-    """Return where an object belongs; raises ``KeyError`` for a kind that we never write."""
-    return RESOURCES[(body["apiVersion"], body["kind"])]
 
 
 def login() -> kopf.ConnectionInfo:
@@ -141,9 +93,10 @@ def login() -> kopf.ConnectionInfo:
 class Kube:
     """One pool of connections. Not for use by several event loops."""
 
-    def __init__(self, connections: int = 32) -> None:
+    def __init__(self, connections: int = 32, pace: Pace | None = None) -> None:
         """Read the credentials; nothing is asked yet."""
         self._connections = connections
+        self._pace = pace
         self._session: aiohttp.ClientSession | None = None
         self._server = ""
         self._kinds: dict[str, tuple[float, bool]] = {}
@@ -189,8 +142,8 @@ class Kube:
         """Read all objects of a kind, from one point in time, in pages.
 
         A list that takes so long that its pages expire is begun again as a whole. With ``since`` it
-        may be older than now, but not than that version; otherwise the API server waits until it
-        knows the newest, for up to a tenth of a second.
+        may be older than now, but not than that version; otherwise the API server asks its store
+        which is the newest, and waits until it knows that, for up to a tenth of a second.
         """
         found: list[Object] = []
         match = {"resourceVersion": str(since), "resourceVersionMatch": "NotOlderThan"}
@@ -207,6 +160,9 @@ class Kube:
                 self._kinds.pop(_kind_key(resource), None)
                 raise
             except KubeError as error:
+                if since is not None and not token and "Too large resource version" in str(error):
+                    # Kinds that are kept in stores of their own count by themselves.
+                    return await self.listed(resource, namespace, labels, fields)
                 if error.code != 410 or not token:
                     raise
                 found, token = [], ""
@@ -312,6 +268,8 @@ class Kube:
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Object:
+        if self._pace is not None:
+            await self._pace.turn()
         session = await self._connected()
         code, text, after = await self._send(session, method, path, body, query)
         if code == 401:

@@ -29,14 +29,18 @@ from finetune_operator.kube import (
 from finetune_operator.log_lines import ATTEMPT, JOB, set_up
 from finetune_operator.observe import Observer
 from finetune_operator.optional_watch import OptionalWatch
+from finetune_operator.pace import Pace
 from finetune_operator.progress import Puller
 from finetune_operator.progress_log import LogReader
 from finetune_operator.queue import Key, Queue, Schedule
 from finetune_operator.settings import Settings, instance, kopf_settings, read_settings
-from finetune_operator.watch import LastSeen, children_registry, make_registry
+from finetune_operator.watch import ECHO, LastSeen, children_registry, make_registry
 from finetune_operator.worker import Worker
 
 log = logging.getLogger("finetune_operator")
+
+CROWDED = 5.0
+"""How much longer changes that are no news by themselves are gathered while there is much to do."""
 
 
 class Operator:
@@ -50,7 +54,8 @@ class Operator:
                 rate=settings.looks_per_second, burst=max(1, int(2 * settings.looks_per_second))
             )
         )
-        self.kube = Kube(settings.connections)
+        rate = settings.requests_per_second
+        self.kube = Kube(settings.connections, Pace(rate, max(1, int(2 * rate))))
         self.profiles = Profiles(self.kube)
         acceptance = Acceptance(self.kube, self.profiles, settings.trainer_image)
         self.seen = LastSeen()
@@ -65,7 +70,7 @@ class Operator:
             acceptance=acceptance,
             observer=Observer(self.kube, acceptance, self.seen, self.puller),
             puller=self.puller,
-            recorder=Recorder(self.kube, instance()),
+            recorder=Recorder(self.kube, instance(), busy=self._is_crowded),
             progress_seconds=settings.progress_seconds,
             unreachable_seconds=settings.unreachable_seconds,
             restarts_at_once=settings.restarts_at_once,
@@ -118,14 +123,35 @@ class Operator:
             log.error("%s has stopped; the process ends", parts[task], exc_info=error)
         return 1
 
+    def _is_crowded(self) -> bool:
+        """Tell whether most of the workers are at work."""
+        return 2 * self.queue.active > self.settings.workers
+
+    def _enqueue(self, key: Key, delay: float) -> None:
+        """Ask for a look. What may wait waits longer, and gathers more, while there is much to do."""
+        self.queue.add(key, delay * CROWDED if self._is_crowded() else delay)
+
+    def _echoed(self, key: Key, version: str) -> None:
+        """Look at a job whose status has changed, unless we wrote it: who wrote it has looked.
+
+        The watch may tell of it before the answer has come that says which version it is.
+        """
+        wait = ECHO * CROWDED if self._is_crowded() else ECHO
+        asyncio.get_running_loop().call_later(wait, self._look_unless_own, key, version)
+
+    def _look_unless_own(self, key: Key, version: str) -> None:
+        if not self.worker.is_own(key, version):
+            self.queue.add(key)
+
     async def _watch(
         self, started: asyncio.Event, stop: asyncio.Event, told: asyncio.Event
     ) -> None:
         names = self.settings.namespaces
         registry = make_registry(
-            enqueue=self.queue.add,
+            enqueue=self._enqueue,
             profile_changed=self._profile_changed,
             seen=self.seen,
+            echoed=self._echoed,
         )
         watching = asyncio.create_task(
             kopf.operator(
@@ -154,12 +180,16 @@ class Operator:
 
         def enqueue(key: Key, delay: float) -> None:
             with contextlib.suppress(RuntimeError):  # the process is ending
-                loop.call_soon_threadsafe(self.queue.add, key, delay)
+                loop.call_soon_threadsafe(self._enqueue, key, delay)
+
+        def heard(uid: str, version: str) -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self.seen.hear, uid, version)
 
         return OptionalWatch(
             kube=self.kube,
             resource=PYTORCH_JOBS,
-            registry=lambda: children_registry(PYTORCH_JOBS, enqueue),
+            registry=lambda: children_registry(PYTORCH_JOBS, enqueue, heard),
             settings=lambda: kopf_settings(self.settings.workers),
             namespaces=self.settings.namespaces,
             # Jobs wait for the kind, or have lost their child with it.

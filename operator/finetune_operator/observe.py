@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from finetune_api.checkpoint import Claim
 from finetune_api.names import LABEL_STAGE, LABEL_UID, workspace_folder
@@ -24,10 +25,10 @@ from finetune_operator.backend import (
 )
 from finetune_operator.endings import container_status
 from finetune_operator.gang import members
+from finetune_operator.hindrances import Hindrances
 from finetune_operator.kube import (
     BATCH_JOBS,
     CLAIMS,
-    EVENTS,
     PODS,
     PYTORCH_JOBS,
     Forbidden,
@@ -48,8 +49,8 @@ from finetune_operator.resolve.paths import look
 from finetune_operator.watch import LastSeen
 from finetune_operator.workspace_folders import earlier
 
-HELD = 2
-"""Pods of a child whose Events are read while they do not run."""
+_FRESH_CLAIM = 5.0
+"""Seconds for which a bound claim that jobs share is taken to be there: they come in numbers."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ class Observer:
     acceptance: Acceptance
     seen: LastSeen
     puller: Puller
+    hindrances: Hindrances = field(init=False)
+    _claims: dict[tuple[str, str], tuple[float, Object]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Read nothing yet."""
+        self.hindrances = Hindrances(self.kube)
 
     async def observe(
         self, body: Object, accepted: Accepted, status: JobStatus
@@ -108,7 +115,9 @@ class Observer:
         kinds = [BATCH_JOBS] if begun else []
         kinds += [PYTORCH_JOBS] if pytorch and (anew or status.attempt > 0) else []
         (children, pods), (space, around) = await asyncio.gather(
-            self._children_and_pods(kinds, job.namespace, job.uid),
+            self._children_and_pods(
+                kinds, job.namespace, job.uid, self._since(body), first=_is_first(status, anew)
+            ),
             self._workspace(accepted, status),
         )
         there = {uid_of(pod) for pod in pods}
@@ -127,7 +136,8 @@ class Observer:
         prepared = None
         if begun:
             report = _prepared(job.uid, states)
-            prepared = await self.acceptance.prepared(accepted, report, frozen)
+            ends = not _goes_on(states, status.child)
+            prepared = await self.acceptance.prepared(accepted, report, frozen, ends=ends)
         found = Observed(
             live=live,
             children=tuple(states),
@@ -188,26 +198,41 @@ class Observer:
         """Let go of the pods of a job that is gone or has ended."""
         self.seen.forget(uid)
 
+    def _since(self, body: Object) -> int | None:
+        """Return the version that a look at a job must not be behind.
+
+        That of the job itself, because its ledger is read with what it tells of, and the newest
+        that a watch has told of, because nobody tells twice. None: versions cannot be compared.
+        """
+        version = str(body["metadata"].get("resourceVersion") or "")
+        return max(int(version), self.seen.newest(uid_of(body))) if version.isdecimal() else None
+
     async def _children_and_pods(
-        self, kinds: Sequence[Resource], namespace: str, uid: str
+        self,
+        kinds: Sequence[Resource],
+        namespace: str,
+        uid: str,
+        since: int | None,
+        *,
+        first: bool = False,
     ) -> tuple[list[Object], list[Object]]:
         """Return the children of a job, by label and only those that it owns, and its pods.
 
-        All are asked for at the same time: each list takes the API server a while, during which it
-        only waits. Pods that turn out to be older than a child are read once more.
+        Children may be as old as ``since``, which the API server answers from its memory; pods are
+        never older than a child. Before the ``first`` attempt that is all that is asked of them;
+        later, where an old gang may still live, they are the newest that there are.
         """
         if not kinds:
             return [], []
         selector = f"{LABEL_UID}={uid}"
-        *lists, pods = await asyncio.gather(
-            *(self.kube.listed(kind, namespace, selector) for kind in (*kinds, PODS))
+        lists = await asyncio.gather(
+            *(self.kube.listed(kind, namespace, selector, since=since) for kind in kinds)
         )
         versions = [found.version for found in lists if found.version is not None]
-        comparable = len(versions) == len(lists) and pods.version is not None
-        if not comparable:
-            pods = await self.kube.listed(PODS, namespace, selector)
-        elif pods.version is not None and pods.version < max(versions):
-            pods = await self.kube.listed(PODS, namespace, selector, since=max(versions))
+        comparable = first and since is not None and len(versions) == len(lists)
+        pods = await self.kube.listed(
+            PODS, namespace, selector, since=max((since or 0, *versions)) if comparable else None
+        )
         children = [
             body for found in lists for body in found.items if owner_of(body).get("uid") == uid
         ]
@@ -230,16 +255,9 @@ class Observer:
         if state.over or state.ran or not is_current or is_ending(child):
             return state
         # It does not run yet: what keeps its pods from being made, and their volumes and secrets
-        # from being mounted, stands in Events alone. A few pods speak for all.
-        found = members(uid_of(child), pods)
-        held = [uid_of(one.pod) for one in found if one.end is None and not one.runs]
-        events: list[Object] = []
+        # from being mounted, stands in Events alone.
         try:
-            for uid in (uid_of(child), *held[:HELD]):
-                fields = f"involvedObject.uid={uid}"
-                events += await self.kube.list(
-                    EVENTS, child["metadata"]["namespace"], fields=fields
-                )
+            events = await self.hindrances.of(child["metadata"]["namespace"])
         except Forbidden:
             return state
         return backend.read(child, pods, gone, events, processes)
@@ -250,8 +268,8 @@ class Observer:
         """Look at the claim of the job's folder."""
         job = accepted.job
         name = claim_of(job)
-        found = await self.kube.find(CLAIMS, job.namespace, name)
         to_make = workspace(job)
+        found = await self._claim(job.namespace, name, ours=to_make is not None)
         around = Around(None, claim=found)
         if found is None:
             if to_make is not None and not status.prepared:
@@ -271,6 +289,19 @@ class Observer:
         if to_make is not None:
             around = replace(around, old_folders=earlier(found, job.name, job.uid))
         return WorkspaceState(shared=several, problem=problem), around
+
+    async def _claim(self, namespace: str, name: str, *, ours: bool) -> Object | None:
+        """Read a claim; one of somebody else's, which is bound, may have been read just before."""
+        key, now = (namespace, name), time.monotonic()
+        until, found = self._claims.get(key, (float("-inf"), None))
+        if found is not None and not ours and now < until:
+            return found
+        found = await self.kube.find(CLAIMS, namespace, name)
+        bound = found is not None and look(found, "status", "phase") == "Bound"
+        if found is not None and bound and not ours and not is_ending(found):
+            self._claims = {one: it for one, it in self._claims.items() if it[0] > now}
+            self._claims[key] = (now + _FRESH_CLAIM, found)
+        return found
 
 
 def workspace_problem(claim: Object, uid: str, *, made: bool) -> Waiting | None:
@@ -344,6 +375,18 @@ def _reports(states: Sequence[ChildState], child: Child | None) -> list[Terminat
         if end.report is not None
     ]
     return sorted(found, key=lambda report: report.node)
+
+
+def _is_first(status: JobStatus, anew: bool) -> bool:
+    """Tell whether nothing has ever run for a job but its first preparation."""
+    return not anew and status.attempt == 0 and status.tries <= 1
+
+
+def _goes_on(states: Sequence[ChildState], child: Child | None) -> bool:
+    """Tell whether the ledger's child is there and has not ended."""
+    return any(
+        child is not None and state.name == child.name and not state.over for state in states
+    )
 
 
 def _prepared(uid: str, states: Sequence[ChildState]) -> PrepareReport | None:

@@ -46,6 +46,11 @@ class Schedule:
         """How many wait, whether due or not."""
         return len(self._due)
 
+    @property
+    def active(self) -> int:
+        """How many are worked on."""
+        return len(self._active)
+
     def ready(self, now: float) -> int:
         """How many are due and nobody works on."""
         return sum(1 for key, at in self._due.items() if at <= now and key not in self._active)
@@ -133,6 +138,11 @@ class Queue:
     def depth(self) -> int:
         """How many are due and nobody works on."""
         return self._schedule.ready(self._clock())
+
+    @property
+    def active(self) -> int:
+        """How many are worked on."""
+        return self._schedule.active
 
     def add(self, key: Key, delay: float = 0.0) -> None:
         """Ask for a look."""

@@ -26,12 +26,14 @@ class Settings(Document):
     """Namespaces to serve, separated by commas. None: all of them."""
     trainer_image: str = ""
     """Image of the trainer, by digest, where a profile names none."""
-    workers: int = Field(default=8, ge=1, le=64)
+    workers: int = Field(default=16, ge=1, le=64)
     """Jobs that are looked at at the same time."""
     connections: int = Field(default=32, ge=1, le=256)
     """Connections to the API server."""
     looks_per_second: float = Field(default=50.0, gt=0)
     """Looks at jobs, over all workers."""
+    requests_per_second: float = Field(default=200.0, gt=0)
+    """Requests to the API server, beside watches; twice as many at once."""
     relist_seconds: float = Field(default=300.0, gt=0)
     """How often all jobs are listed, whatever the watch says."""
     progress_seconds: float = Field(default=60.0, gt=0)

@@ -26,6 +26,8 @@ from finetune_operator.queue import Key
 
 Enqueue = Callable[[Key, float], None]
 """(job, seconds until it is looked at)"""
+Hear = Callable[[str, str], None]
+"""(uid of the job, version of a child of it that a watch has told of)"""
 Handler = Callable[..., Awaitable[None]]
 
 LIMIT = 16_384
@@ -51,7 +53,8 @@ class LastSeen:
     """The last that was seen of pods that have ended or are going, by uid; the oldest are dropped.
 
     A pod that is deleted takes the account of its end with it. Its last change, which the watch
-    delivers, has it; so it is kept here until the job's ledger has it.
+    delivers, has it; so it is kept here until the job's ledger has it. Beside them stands the newest
+    version of each job's children that was told of: a look must not read an older state.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -59,6 +62,7 @@ class LastSeen:
         self._limit = limit
         self._pods: OrderedDict[str, Object] = OrderedDict()
         self._jobs: dict[str, set[str]] = {}
+        self._heard: OrderedDict[str, int] = OrderedDict()
 
     def __len__(self) -> int:
         """How many are kept."""
@@ -75,6 +79,19 @@ class LastSeen:
         while len(self._pods) > self._limit:
             self._drop(next(iter(self._pods)))
 
+    def hear(self, job_uid: str, version: str) -> None:
+        """Keep the newest version of a job's children; one that is no number cannot be compared."""
+        if not job_uid or not version.isdecimal():
+            return
+        self._heard[job_uid] = max(int(version), self._heard.get(job_uid, 0))
+        self._heard.move_to_end(job_uid)
+        while len(self._heard) > self._limit:
+            self._heard.popitem(last=False)
+
+    def newest(self, job_uid: str) -> int:
+        """Return the newest version of a job's children that was told of; 0: none was."""
+        return self._heard.get(job_uid, 0)
+
     def of_job(self, job_uid: str) -> list[Object]:
         """Return the pods of one job, by name."""
         found = [self._pods[uid] for uid in self._jobs.get(job_uid, ())]
@@ -82,6 +99,7 @@ class LastSeen:
 
     def forget(self, job_uid: str) -> None:
         """Drop the pods of a job that is gone, or that has ended."""
+        self._heard.pop(job_uid, None)
         for uid in tuple(self._jobs.get(job_uid, ())):
             self._drop(uid)
 
@@ -125,21 +143,30 @@ def make_registry(
     enqueue: Enqueue,
     profile_changed: Callable[[], None],
     seen: LastSeen,
+    echoed: Callable[[Key, str], None] | None = None,
 ) -> kopf.OperatorRegistry:
     """Return the handlers of the kinds that every cluster has.
 
     They do no I/O, and what one object does to them hurts no other. All are coroutines, which the
-    library calls where they are: anything else it would send to a thread.
+    library calls where they are: anything else it would send to a thread. ``echoed`` is told
+    of versions of jobs that are most likely our own; without it they are looked at after a second.
     """
     registry = _empty_registry()
-    child_changed = _child_changed(enqueue)
+    child_changed = _child_changed(enqueue, seen.hear)
 
     async def job_changed(
         body: kopf.Body, namespace: str | None, name: str | None, **_: Any
     ) -> None:
         metrics.WATCH_EVENTS.labels(FINETUNE_JOBS.kind).inc()
-        if namespace and name:
-            enqueue(Key(namespace, name), ECHO if is_echo(body) else 0.0)
+        if not namespace or not name:
+            return
+        key, version = Key(namespace, name), str(body.metadata.get("resourceVersion"))
+        if not is_echo(body):
+            enqueue(key, 0.0)
+        elif echoed is None:
+            enqueue(key, ECHO)
+        else:
+            echoed(key, version)
 
     async def profile_seen(**_: Any) -> None:
         metrics.WATCH_EVENTS.labels(PROFILES.kind).inc()
@@ -158,10 +185,10 @@ def make_registry(
     return registry
 
 
-def children_registry(resource: Resource, enqueue: Enqueue) -> kopf.OperatorRegistry:
+def children_registry(resource: Resource, enqueue: Enqueue, hear: Hear) -> kopf.OperatorRegistry:
     """Return the handlers of one kind of children that the cluster may not have."""
     registry = _empty_registry()
-    _watch(registry, resource, _child_changed(enqueue), labels={LABEL_JOB: kopf.PRESENT})
+    _watch(registry, resource, _child_changed(enqueue, hear), labels={LABEL_JOB: kopf.PRESENT})
     return registry
 
 
@@ -193,7 +220,7 @@ def is_echo(job: Mapping[str, Any]) -> bool:
     return bool(seen and seen == metadata.get("generation") and not is_ending(job))
 
 
-def _child_changed(enqueue: Enqueue) -> Handler:
+def _child_changed(enqueue: Enqueue, hear: Hear) -> Handler:
     async def child_changed(
         body: kopf.Body,
         namespace: str | None,
@@ -201,7 +228,9 @@ def _child_changed(enqueue: Enqueue) -> Handler:
         **_: Any,
     ) -> None:
         metrics.WATCH_EVENTS.labels(str(body.get("kind") or "")[:64]).inc()
-        job = (body.metadata.labels or {}).get(LABEL_JOB)
+        labels = body.metadata.labels or {}
+        job, version = labels.get(LABEL_JOB), body.metadata.get("resourceVersion")
+        hear(str(labels.get(LABEL_UID) or ""), str(version or ""))
         if namespace and job:
             enqueue(
                 Key(namespace, job), 0.0 if is_worth_keeping(body, type == "DELETED") else BURST

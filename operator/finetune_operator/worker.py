@@ -41,6 +41,8 @@ from finetune_operator.workspace_growth import Growth, wanted
 
 log = logging.getLogger(__name__)
 
+WRITTEN = 4
+"""Versions of a job that are remembered as our own."""
 STARTED = 5.0
 """Seconds after which a start that gave no sign is looked at again."""
 _SOFT = frozenset({"progress", "memory", "summary"})
@@ -67,6 +69,7 @@ class Worker:
     growth: Growth = field(init=False)
     folders: Folders = field(init=False)
     _uids: dict[Key, str] = field(default_factory=dict)
+    _written: dict[Key, tuple[str, ...]] = field(default_factory=dict)
     _restarting: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -90,11 +93,13 @@ class Worker:
             log.error(text)
             await self.recorder.record(body, "Warning", "StatusUnreadable", text)
             return None
+        changes = self.acceptance.changes
         try:
             accepted = await self.acceptance.accepted(body, status)
         except Refused as refusal:
             await self._refuse(key, body, status, *words(refusal.problems))
-            return None
+            # A profile that came in the meantime found nothing that was refused.
+            return None if changes == self.acceptance.changes else 0.0
         except NameTaken as taken:
             await self._refuse(key, body, status, "NameTaken", taken.message)
             return self.unreachable_seconds
@@ -140,8 +145,8 @@ class Worker:
             return None
         after = noted(derive(job, ledger, seen, done, now, status), notes)
         if is_worth_writing(status, after):
-            await self._write(body, status, after, "derived")
-        elif not isinstance(done, StartPrepare | StartAttempt | StartPublish | Stop):
+            body = await self._write(body, status, after, "derived")
+        if not isinstance(done, StartPrepare | StartAttempt | StartPublish | Stop):
             await clean(self.kube, deed)
         self._follow(key, deed, after)
         if isinstance(done, Finish):
@@ -238,7 +243,13 @@ class Worker:
 
         Returns the job as it is now.
         """
-        found = await self.kube.replace_status(FINETUNE_JOBS, {**body, "status": after.to_json()})
+        # The API server keeps who wrote which field; it need not be told what it has told us.
+        metadata = {name: it for name, it in body["metadata"].items() if name != "managedFields"}
+        new = {**body, "metadata": metadata, "status": after.to_json()}
+        found = await self.kube.replace_status(FINETUNE_JOBS, new)
+        key = Key(metadata["namespace"], metadata["name"])
+        versions = self._written.get(key, ())[1 - WRITTEN :]
+        self._written[key] = (*versions, str(found["metadata"].get("resourceVersion")))
         metrics.STATUS_WRITES.labels(cause).inc()
         for kind, reason, message in transitions(before, after):
             await self.recorder.record(body, kind, reason, message)
@@ -250,6 +261,10 @@ class Worker:
         failure = after.last_failure
         if failure is not None and failure != before.last_failure:
             metrics.ATTEMPTS_ENDED.labels(failure.class_).inc()
+
+    def is_own(self, key: Key, version: str) -> bool:
+        """Tell whether a version of a job is one of the last that looks at it have written."""
+        return version in self._written.get(key, ())
 
     def _meet(self, key: Key, uid: str) -> None:
         """Forget what was known of a job that is gone, or that another has taken the name of."""
@@ -265,6 +280,7 @@ class Worker:
             self._uids[key] = uid
         else:
             self._uids.pop(key, None)
+            self._written.pop(key, None)
 
 
 def _frozen(status: JobStatus, seen: Observed) -> JobStatus:

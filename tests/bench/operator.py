@@ -43,7 +43,12 @@ PODS = 2
 PYTORCH = "/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs"
 PEER = "training-operator"
 OPERATOR = user_for("")
-LIMITS = {"--workers": "8", "--looks-per-second": "200", "--relist-seconds": "300"}
+LIMITS = {
+    "--workers": "16",
+    "--requests-per-second": "200",
+    "--looks-per-second": "200",
+    "--relist-seconds": "300",
+}
 TICKS = os.sysconf("SC_CLK_TCK")
 STAGE = "labelSelector=finetune.dev%2Fstage%3D"
 

@@ -9,6 +9,7 @@ import pytest
 
 from finetune_operator.kube import BATCH_JOBS, Listing, Resource
 from finetune_operator.observe import Observer
+from finetune_operator.watch import LastSeen
 from harness.looks import CHILDREN, NAMESPACE, PODS, Looks
 from harness.played_runs import Run, trains_forever
 
@@ -67,18 +68,19 @@ def test_what_a_child_said_last_counts_after_its_object_is_gone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("versions", "asked"),
+    ("child", "since", "first", "asked"),
     [
-        ((7, 7), [("jobs", None), ("pods", None)]),
-        ((7, 9), [("jobs", None), ("pods", None)]),
-        ((9, 7), [("jobs", None), ("pods", None), ("pods", 9)]),
-        ((None, 7), [("jobs", None), ("pods", None), ("pods", None)]),
+        (9, 6, True, [("jobs", 6), ("pods", 9)]),
+        (6, 6, True, [("jobs", 6), ("pods", 6)]),
+        (9, 6, False, [("jobs", 6), ("pods", None)]),
+        (None, 6, True, [("jobs", 6), ("pods", None)]),
+        (9, None, True, [("jobs", None), ("pods", None)]),
     ],
 )
 def test_pods_are_never_older_than_the_children_beside_them(
-    versions: tuple[int | None, int | None], asked: list[tuple[str, int | None]]
+    child: int | None, since: int | None, first: bool, asked: list[tuple[str, int | None]]
 ) -> None:
-    """Both are asked for at once; who answered from an older state is asked again."""
+    """After the first attempt they are the newest that there are."""
     said = []
 
     class Lists:
@@ -87,11 +89,74 @@ def test_pods_are_never_older_than_the_children_beside_them(
         ) -> Listing:
             del namespace, labels
             said.append((resource.plural, since))
-            version = versions[0] if resource == BATCH_JOBS else versions[1]
-            return Listing([{"metadata": {"name": str(len(said))}}], since or version)
+            return Listing([{"metadata": {"name": str(len(said))}}], child)
 
-    observer = Observer(Lists(), None, None, None)  # type: ignore[arg-type]
-    _, pods = asyncio.run(observer._children_and_pods([BATCH_JOBS], NAMESPACE, "uid"))
+    observer = Observer(Lists(), None, LastSeen(), None)  # type: ignore[arg-type]
+    _, pods = asyncio.run(
+        observer._children_and_pods([BATCH_JOBS], NAMESPACE, "uid", since, first=first)
+    )
 
     assert said == asked
-    assert pods == [{"metadata": {"name": str(len(asked))}}]
+    assert pods == [{"metadata": {"name": "2"}}]
+
+
+@pytest.mark.parametrize(
+    ("version", "heard", "since"),
+    [("5", [], 5), ("5", ["3"], 5), ("5", ["9", "7"], 9), ("5", ["x", ""], 5), ("x", ["9"], None)],
+)
+def test_children_are_not_older_than_the_job_or_what_was_told_of_them(
+    version: str, heard: list[str], since: int | None
+) -> None:
+    seen = LastSeen()
+    seen.hear("another", "99")
+    for one in heard:
+        seen.hear("uid", one)
+    observer = Observer(None, None, seen, None)  # type: ignore[arg-type]
+
+    found = observer._since({"metadata": {"uid": "uid", "resourceVersion": version}})
+
+    assert found == since
+
+
+def test_what_was_told_of_a_job_that_is_gone_is_forgotten() -> None:
+    seen = LastSeen(limit=2)
+    for uid in ("a", "b", "c"):
+        seen.hear(uid, "4")
+    seen.forget("b")
+
+    assert [seen.newest(uid) for uid in ("a", "b", "c")] == [0, 0, 4]
+
+
+class Claims:
+    """Answers with the claim that is there, and counts the questions."""
+
+    def __init__(self, claim: dict[str, Any] | None) -> None:
+        self.claim, self.asked = claim, 0
+
+    async def find(self, *_: Any) -> dict[str, Any] | None:
+        self.asked += 1
+        return self.claim
+
+
+@pytest.mark.parametrize(
+    ("phase", "ending", "ours", "asked"),
+    [
+        ("Bound", None, False, 1),
+        ("Bound", None, True, 3),
+        ("Bound", "2026-01-01T00:00:00Z", False, 3),
+        ("Pending", None, False, 3),
+        (None, None, False, 3),
+    ],
+)
+def test_a_claim_of_somebody_else_is_read_once_for_jobs_that_come_together(
+    phase: str | None, ending: str | None, ours: bool, asked: int
+) -> None:
+    metadata = {"name": "shared", "deletionTimestamp": ending}
+    claims = Claims({"metadata": metadata, "status": {"phase": phase}} if phase else None)
+    observer = Observer(claims, None, LastSeen(), None)  # type: ignore[arg-type]
+
+    async def three() -> list[Any]:
+        return [await observer._claim(NAMESPACE, "shared", ours=ours) for _ in range(3)]
+
+    assert asyncio.run(three()) == [claims.claim] * 3
+    assert claims.asked == asked

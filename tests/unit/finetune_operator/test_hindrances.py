@@ -1,0 +1,84 @@
+"""Events are read once for all jobs that wait at the same time, and not for long."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from finetune_operator.hindrances import Hindrances
+from finetune_operator.kube import Forbidden, Resource
+
+
+class Slow:
+    """Takes so many seconds for an answer, by a clock that nothing else moves."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now = 50.0
+        self.seconds = seconds
+        self.asked: list[tuple[str, str | None, str]] = []
+        self.error: Exception | None = None
+
+    def clock(self) -> float:
+        return self.now
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
+    ) -> list[dict[str, Any]]:
+        del labels
+        self.asked.append((resource.plural, namespace, fields))
+        number = len(self.asked)
+        await asyncio.sleep(0)
+        self.now += self.seconds
+        if self.error is not None:
+            raise self.error
+        return [{"reason": f"answer {number}"}]
+
+
+def test_looks_at_the_same_time_share_one_list() -> None:
+    kube = Slow(0.0)
+    found = Hindrances(kube, kube.clock)  # type: ignore[arg-type]
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(found.of(name) for name in ("a", "a", "b", "a")))
+
+    answers = asyncio.run(together())
+
+    assert kube.asked == [("events", "a", "type=Warning"), ("events", "b", "type=Warning")]
+    assert answers[0] == answers[1] == answers[3] == [{"reason": "answer 1"}]
+    assert answers[2] == [{"reason": "answer 2"}]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "later", "asked"),
+    [(0.0, 0.0, 2), (0.2, 1.9, 1), (0.2, 2.1, 2), (3.0, 4.9, 1), (3.0, 5.1, 2)],
+)
+def test_the_longer_a_list_took_the_longer_it_is_used(
+    seconds: float, later: float, asked: int
+) -> None:
+    kube = Slow(seconds)
+    found = Hindrances(kube, kube.clock)  # type: ignore[arg-type]
+
+    async def twice() -> None:
+        await found.of("a")
+        kube.now += later
+        await found.of("a")
+
+    asyncio.run(twice())
+
+    assert len(kube.asked) == asked
+
+
+def test_a_refusal_is_not_kept() -> None:
+    kube = Slow(0.0)
+    kube.error = Forbidden(403, "no right")
+    found = Hindrances(kube, kube.clock)  # type: ignore[arg-type]
+
+    async def twice() -> list[Any]:
+        with pytest.raises(Forbidden):
+            await found.of("a")
+        kube.error = None
+        return await found.of("a")
+
+    assert asyncio.run(twice()) == [{"reason": "answer 2"}]
