@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from finetune_api.names import LABEL_STAGE
 from finetune_api.resolved import Attempt, Choices, Stage
 from finetune_api.status import Child, ConditionType, JobStatus
 from finetune_operator import metrics
@@ -173,7 +174,9 @@ async def _remove(kube: Kube, body: Object, job_uid: str) -> None:
     """Remove a child that has ended and what was made for it alone."""
     metadata = body["metadata"]
     await kube.delete(body)
-    beside = ((CONFIG_MAPS, config.config_name(metadata["name"])), (SERVICES, metadata["name"]))
+    beside = [(CONFIG_MAPS, config.config_name(metadata["name"]))]
+    if (metadata.get("labels") or {}).get(LABEL_STAGE) == "train":
+        beside.append((SERVICES, metadata["name"]))
     for resource, name in beside:
         try:
             found = await kube.find(resource, metadata["namespace"], name)

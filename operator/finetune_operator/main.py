@@ -124,8 +124,8 @@ class Operator:
         return 1
 
     def _is_crowded(self) -> bool:
-        """Tell whether most of the workers are at work."""
-        return 2 * self.queue.active > self.settings.workers
+        """Tell whether many looks go on at the same time, a quarter of those that can."""
+        return self.queue.active > max(2, self.settings.workers // 4)
 
     def _enqueue(self, key: Key, delay: float) -> None:
         """Ask for a look. What may wait waits longer, and gathers more, while there is much to do."""

@@ -26,7 +26,7 @@ class Settings(Document):
     """Namespaces to serve, separated by commas. None: all of them."""
     trainer_image: str = ""
     """Image of the trainer, by digest, where a profile names none."""
-    workers: int = Field(default=16, ge=1, le=64)
+    workers: int = Field(default=8, ge=1, le=64)
     """Jobs that are looked at at the same time."""
     connections: int = Field(default=32, ge=1, le=256)
     """Connections to the API server."""

@@ -44,7 +44,7 @@ PYTORCH = "/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs"
 PEER = "training-operator"
 OPERATOR = user_for("")
 LIMITS = {
-    "--workers": "16",
+    "--workers": "8",
     "--requests-per-second": "200",
     "--looks-per-second": "200",
     "--relist-seconds": "300",

@@ -55,12 +55,12 @@ def test_a_change_of_a_job_is_looked_at_unless_it_is_our_own(
     assert asked == looked_at
 
 
-def test_changes_that_may_wait_gather_longer_while_most_workers_are_at_work(
+def test_changes_that_may_wait_gather_longer_while_many_are_at_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    operator = Operator(Settings(workers=4))
+    operator = Operator(Settings(workers=12))
     asked: list[float] = []
-    for active in (0, 2, 3):
+    for active in (0, 3, 4):
         monkeypatch.setattr(type(operator.queue), "active", active)
         monkeypatch.setattr(operator.queue, "add", lambda key, delay=0.0: asked.append(delay))
         operator._enqueue(KEY, 0.2)
