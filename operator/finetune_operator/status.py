@@ -318,6 +318,8 @@ def _summary(s: Situation, dated: tuple[Condition, ...], progress: JobProgress |
         loss = f"{progress.loss:.3f}"[:32] if progress.loss is not None else ""
         if now == "Running" and progress.eta_seconds is not None:
             eta = format_duration(progress.eta_seconds)
+    if s.ledger.trained:
+        done = "100%"  # whatever was heard last, and where training was stopped early too
     child, gpus = s.alive, None
     if s.stage == "train" and child is not None and child.active_since is not None:
         gpus = spec.resources.nodes * spec.resources.accelerator.per_node or None

@@ -120,7 +120,9 @@ def test_a_job_that_is_preempted_once() -> None:
         "Recovered",
         "attempt 2 resumed from step 30",
     )
+    assert life.status.summary.progress == "45%"
     assert life.look(replace(ended("tiny-2", 0), uid="a2")).phase == "Publishing"
+    assert life.status.summary.progress == "100%"  # though 45% was heard last
     assert life.look(ended("tiny-publish", 0)).phase == "Succeeded"
     for type_ in ("Succeeded", "Finished"):
         assert life.condition(type_)[0] == "True"
