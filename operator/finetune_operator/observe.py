@@ -7,10 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from finetune_api.checkpoint import Claim
-from finetune_api.names import LABEL_STAGE, LABEL_UID, workspace_folder
+from finetune_api.names import LABEL_STAGE, LABEL_UID
 from finetune_api.problem import Problem
-from finetune_api.reports import CompletionManifest, PrepareReport, TerminationReport
 from finetune_api.resolved import Stage, StageConfig
 from finetune_api.status import Child, JobStatus
 from finetune_operator.acceptance import Acceptance, Accepted
@@ -46,6 +44,7 @@ from finetune_operator.queue import Key
 from finetune_operator.render.claims import claim_of
 from finetune_operator.render.workspace import made_by_us, shared, workspace
 from finetune_operator.resolve.paths import look
+from finetune_operator.said import claim_said, prepared_by, published_by, reports_of
 from finetune_operator.watch import LastSeen
 from finetune_operator.workspace_folders import earlier
 
@@ -131,11 +130,11 @@ class Observer:
         states += _remains(children, pods, gone, status, job.spec.resources.nodes)
         if backend is None:
             space = replace(space, problem=_no_backend(str(wanted)))
-        reports = _reports(states, status.child)
+        reports = reports_of(states, status.child)
         frozen = status.resolved.prepared if status.resolved else None
         prepared = None
         if begun:
-            report = _prepared(job.uid, states)
+            report = prepared_by(job.uid, states)
             ends = not _goes_on(states, status.child)
             prepared = await self.acceptance.prepared(accepted, report, frozen, ends=ends)
         found = Observed(
@@ -144,8 +143,8 @@ class Observer:
             report=prepared,
             choices=prepared.choices if prepared else None,
             progress=self.puller.known(job.uid),
-            claim=_claim(job.uid, status, reports, self.puller),
-            published=_published(accepted, status, reports),
+            claim=claim_said(job.uid, status, reports, self.puller),
+            published=published_by(accepted, status, reports),
             workspace=space,
             kinds=Kinds("Job", backend.kind if backend else str(wanted), "Job"),
         )
@@ -365,18 +364,6 @@ def _stage(status: JobStatus) -> Stage:
     return "publish" if status.trained else "train"
 
 
-def _reports(states: Sequence[ChildState], child: Child | None) -> list[TerminationReport]:
-    """Return what the processes of the ledger's child said, the first node's word first."""
-    found = [
-        end.report
-        for state in states
-        if child is not None and state.name == child.name and child.uid in ("", state.uid)
-        for end in state.ends
-        if end.report is not None
-    ]
-    return sorted(found, key=lambda report: report.node)
-
-
 def _is_first(status: JobStatus, anew: bool) -> bool:
     """Tell whether nothing has ever run for a job but its first preparation."""
     return not anew and status.attempt == 0 and status.tries <= 1
@@ -386,78 +373,4 @@ def _goes_on(states: Sequence[ChildState], child: Child | None) -> bool:
     """Tell whether the ledger's child is there and has not ended."""
     return any(
         child is not None and state.name == child.name and not state.over for state in states
-    )
-
-
-def _prepared(uid: str, states: Sequence[ChildState]) -> PrepareReport | None:
-    """Return what a preparation found and chose that has ended with success."""
-    for state in states:
-        for end in state.ends:
-            said = end.report
-            if said is None or said.stage != "prepare" or end.exit_code != 0:
-                continue
-            if said.choices is not None:
-                return PrepareReport(
-                    job_uid=uid,
-                    choices=said.choices,
-                    train=said.data,
-                    memory=said.memory,
-                    problems=said.problems,
-                )
-    return None
-
-
-def _claim(
-    uid: str, status: JobStatus, reports: Sequence[TerminationReport], puller: Puller
-) -> Claim | None:
-    """Return the claim of the attempt, as its progress or its end tells of it."""
-    progress = puller.known(uid)
-    for report in reports:
-        if report.stage == "train" and report.claim and report.attempt == status.attempt:
-            return Claim(
-                sequence=report.claim,
-                job_uid=uid,
-                attempt=report.attempt,
-                pod_uid="",
-                resumes_from=report.resumed_from,
-                rejected=report.rejected,
-                time="",
-            )
-    if progress is None or not progress.claim or progress.attempt != status.attempt:
-        return None
-    return Claim(
-        sequence=progress.claim,
-        job_uid=uid,
-        attempt=progress.attempt,
-        pod_uid="",
-        resumes_from=progress.resumed_from,
-        time=progress.time,
-    )
-
-
-def _published(
-    accepted: Accepted, status: JobStatus, reports: Sequence[TerminationReport]
-) -> CompletionManifest | None:
-    """Return what is known here of the finished model; its manifest lies beside it."""
-    done = [one for one in reports if one.stage == "publish" and one.exit_code == 0]
-    if not done or not status.trained:
-        return None
-    job, spec, said = accepted.job, accepted.job.spec, done[0]
-    folder = workspace_folder(job.name, job.uid)
-    methods = [name for name in type(spec.method).model_fields if getattr(spec.method, name)]
-    return CompletionManifest(
-        job=job.name,
-        job_uid=job.uid,
-        uri=spec.output.uri or f"pvc://{claim_of(job)}/{folder}/output",
-        base_model=spec.model.uri,
-        base_digest=accepted.digest,
-        method=methods[0] if methods else "",
-        objective="",
-        merged=spec.output.merge,
-        selected_step=said.step,
-        selected_from=said.checkpoint,
-        steps=said.step,
-        evaluation_after=said.evaluation,
-        files=(),
-        time=status.finished_at or "",
     )
