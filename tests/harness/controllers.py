@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +40,17 @@ _SERVING = Path(tempfile.gettempdir()) / "k8s-webhook-server"
 
 
 def controller_manager(
-    plane: ControlPlane, folder: Path, node_grace: float, address: str = network.ADDRESS
+    plane: ControlPlane,
+    folder: Path,
+    node_grace: float,
+    address: str = network.ADDRESS,
+    *,
+    without: Sequence[str] = (),
 ) -> Program:
-    """Return kube-controller-manager; a node unheard of for ``node_grace`` seconds is NotReady."""
+    """Return kube-controller-manager; a node unheard of for ``node_grace`` seconds is NotReady.
+
+    ``without``: names of controllers that are left out.
+    """
     kubeconfig = plane.kubeconfig_of(
         "controller-manager", "/CN=system:kube-controller-manager", address
     )
@@ -56,6 +65,7 @@ def controller_manager(
         "allocate-node-cidrs": "false",
         "node-monitor-period": "1s",
         "node-monitor-grace-period": f"{node_grace:g}s",
+        "controllers": ",".join(("*", *(f"-{name}" for name in without))),
     }
     command = [binary(CONTROLLER_MANAGER), *flags(options)]
     return Program(CONTROLLER_MANAGER, command, folder / "kube-controller-manager.log")

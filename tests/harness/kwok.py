@@ -29,6 +29,8 @@ PREPARED = "tests.finetune.dev/prepared"
 LOCAL = "127.0.0.1"
 PODS = "127.2.0.1/16"
 """Addresses of pods are addresses of this machine, so that one can listen there."""
+ENDPOINTS = ("endpoints-controller", "endpointslice-controller")
+"""Left out: the API server refuses such addresses in endpoints, and they would try again for ever."""
 CAPACITY = {"cpu": "100k", "memory": "1000Ti", "pods": "10k", "nvidia.com/gpu": "10k"}
 CERTIFICATE = Path("/tmp/k8s-webhook-server/serving-certs")
 """training-operator does not start without one here, whether or not its webhook is used."""
@@ -60,7 +62,7 @@ def fleet(folder: Path, *, nodes: int = 20, audit_policy: Path | None = None) ->
         for index in range(nodes):
             plane.api.create("/api/v1/nodes", _node(f"fake-{index}"))
         programs += [
-            controllers.controller_manager(plane, folder, 40.0, LOCAL),
+            controllers.controller_manager(plane, folder, 40.0, LOCAL, without=ENDPOINTS),
             controllers.scheduler(plane, folder, LOCAL),
             _kwok(plane, folder),
         ]

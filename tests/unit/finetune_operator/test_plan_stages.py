@@ -151,6 +151,23 @@ def test_waiting_for_room_is_no_attempt_without_progress() -> None:
     assert ledger.attempts_without_progress == 0
 
 
+def test_an_attempt_that_saved_nothing_backs_off_by_those_in_a_row_that_did_not() -> None:
+    """Five preemptions before it, each of which had saved something, do not make it wait longer."""
+    ledger = PREPARED.model_copy(update={"preemptions": 5})
+    waits = []
+    for number, shortest in ((1, 10), (2, 20)):
+        child = replace(RUNNING, name=f"tiny-{number}", uid=f"a{number}")
+        ledger = ledger.model_copy(
+            update={"child": ledger.child.model_copy(update={"uid": child.uid})}
+        )
+        ledger, step = look(ledger, 100 * number, over(child, 143, 100 * number))
+        assert isinstance(step, Wait)
+        assert step.until is not None
+        waits.append((step.until - at(100 * number)).total_seconds())
+        assert shortest <= waits[-1] <= shortest * 1.25 + 1  # the ledger keeps whole seconds
+    assert (ledger.preemptions, ledger.attempt) == (7, 3)
+
+
 def test_the_next_attempt_waits_for_the_last_process_of_the_one_before() -> None:
     half = replace(RUNNING, processes=2, ends=(ProcessEnd("w1", at(100), 1),))
     ledger, step = look(PREPARED, 101, half)
