@@ -28,7 +28,8 @@
   verbs: [get, create, delete]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  # patch: a claim that was made for a job grows with spec.workspace.size
+  # patch: a claim that was made for a job grows with spec.workspace.size, and keeps the names of the
+  # folders of later jobs
   verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
   resources: [events]
