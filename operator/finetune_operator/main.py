@@ -41,6 +41,8 @@ log = logging.getLogger("finetune_operator")
 
 CROWDED = 5.0
 """How much longer changes that are no news by themselves are gathered while there is much to do."""
+PATIENCE = 10.0
+"""Seconds for which such a change lets new jobs and ended pods go first."""
 
 
 class Operator:
@@ -128,8 +130,12 @@ class Operator:
         return self.queue.active > max(2, self.settings.workers // 4)
 
     def _enqueue(self, key: Key, delay: float) -> None:
-        """Ask for a look. What may wait waits longer, and gathers more, while there is much to do."""
-        self.queue.add(key, delay * CROWDED if self._is_crowded() else delay)
+        """Ask for a look. What may wait waits longer, and gathers more, while there is much to do.
+
+        New jobs and pods that have ended go before it.
+        """
+        patience = PATIENCE if delay else 0.0
+        self.queue.add(key, delay * CROWDED if self._is_crowded() else delay, patience)
 
     def _echoed(self, key: Key, version: str) -> None:
         """Look at a job whose status has changed, unless we wrote it: who wrote it has looked.
@@ -228,7 +234,8 @@ class Operator:
         spread = 0.0 if first else min(30.0, self.settings.relist_seconds / 4)
         for key, version in found.items():
             if settled.get(key) != version:
-                self.queue.add(key, random.uniform(0, spread))  # noqa: S311 - spreads load
+                delay = random.uniform(0, spread)  # noqa: S311 - spreads load
+                self.queue.add(key, delay, 0.0 if first else PATIENCE)
 
     def _profile_changed(self) -> None:
         self.profiles.changed()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,19 +24,66 @@ class Key(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
 
+class Due:
+    """Keys by the earliest time that was asked for; the first is found without looking at all."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._times: dict[Key, float] = {}
+        self._heap: list[tuple[float, Key]] = []
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._times)
+
+    def items(self) -> Iterable[tuple[Key, float]]:
+        """Keys and their times."""
+        return self._times.items()
+
+    def add(self, key: Key, at: float) -> None:
+        """Keep a time, if it is earlier than the one that is there."""
+        if key in self._times and self._times[key] <= at:
+            return
+        self._times[key] = at
+        heapq.heappush(self._heap, (at, key))
+
+    def drop(self, key: Key) -> None:
+        """Forget a key; its entries of the heap are passed over when they come up."""
+        self._times.pop(key, None)
+
+    def first(self, now: float, active: Container[Key]) -> Key | None:
+        """Return the key that is due longest and that nobody works on."""
+        held: list[tuple[float, Key]] = []
+        found: Key | None = None
+        while self._heap and self._heap[0][0] <= now:
+            at, key = self._heap[0]
+            if self._times.get(key) == at and key not in active:
+                found = key
+                break
+            heapq.heappop(self._heap)
+            if self._times.get(key) == at:
+                held.append((at, key))
+        for entry in held:
+            heapq.heappush(self._heap, entry)
+        return found
+
+
 @dataclass
 class Schedule:
     """The queue without a loop and without a clock: every method is told the time.
 
     A key is due at one time only, the earliest that was asked for. While it is worked on it is not
-    given out again; what comes in the meantime is kept. ``rate`` keys a second are given out, with
-    up to ``burst`` at once.
+    given out again; what comes in the meantime is kept. A key with patience lets those go first
+    that have none, until its patience is over. ``rate`` keys a second are given out, with up to
+    ``burst`` at once.
     """
 
     rate: float = 50.0
     burst: int = 100
-    _due: dict[Key, float] = field(default_factory=dict)
-    _heap: list[tuple[float, Key]] = field(default_factory=list)
+    _due: Due = field(default_factory=Due)
+    """When each may be given out."""
+    _pressing: Due = field(default_factory=Due)
+    """When each goes before those that may wait."""
     _active: set[Key] = field(default_factory=set)
     _failures: dict[Key, int] = field(default_factory=dict)
     _tokens: float | None = None
@@ -55,13 +102,11 @@ class Schedule:
         """How many are due and nobody works on."""
         return sum(1 for key, at in self._due.items() if at <= now and key not in self._active)
 
-    def add(self, key: Key, now: float, delay: float = 0.0) -> None:
+    def add(self, key: Key, now: float, delay: float = 0.0, patience: float = 0.0) -> None:
         """Ask for a look after a delay; a time that was asked for before stays if it is earlier."""
         at = now + max(0.0, delay)
-        if key in self._due and self._due[key] <= at:
-            return
-        self._due[key] = at
-        heapq.heappush(self._heap, (at, key))
+        self._due.add(key, at)
+        self._pressing.add(key, at + patience)
 
     def fail(self, key: Key, now: float, at_least: float = 0.0) -> float:
         """Ask for another look after a failure, each time twice as late; returns the delay."""
@@ -76,26 +121,22 @@ class Schedule:
         self._failures.pop(key, None)
 
     def take(self, now: float) -> Key | None:
-        """Give out the key that is due longest; None where there is none, or the rate is used up."""
+        """Give out the key that is due longest, of those that press first.
+
+        None where none is due, or the rate is used up.
+        """
         if self._available(now) < 1:
             return None
-        held: list[tuple[float, Key]] = []
-        found: Key | None = None
-        while self._heap and self._heap[0][0] <= now:
-            at, key = heapq.heappop(self._heap)
-            if self._due.get(key) != at:
-                continue
-            if key in self._active:
-                held.append((at, key))
-                continue
-            del self._due[key]
-            self._active.add(key)
-            assert self._tokens is not None
-            self._tokens -= 1
-            found = key
-            break
-        for entry in held:
-            heapq.heappush(self._heap, entry)
+        found = self._pressing.first(now, self._active)
+        if found is None:
+            found = self._due.first(now, self._active)
+        if found is None:
+            return None
+        self._due.drop(found)
+        self._pressing.drop(found)
+        self._active.add(found)
+        assert self._tokens is not None
+        self._tokens -= 1
         return found
 
     def done(self, key: Key) -> None:
@@ -144,9 +185,9 @@ class Queue:
         """How many are worked on."""
         return self._schedule.active
 
-    def add(self, key: Key, delay: float = 0.0) -> None:
-        """Ask for a look."""
-        self._schedule.add(key, self._clock(), delay)
+    def add(self, key: Key, delay: float = 0.0, patience: float = 0.0) -> None:
+        """Ask for a look after a delay, and so much later at most while others press."""
+        self._schedule.add(key, self._clock(), delay, patience)
         self._changed.set()
 
     def fail(self, key: Key, at_least: float = 0.0) -> float:

@@ -5,7 +5,7 @@
 
 One control plane with controller-manager, scheduler, training-operator and fake nodes (kwok) serves
 both sides. In each round 200 FineTuneJobs are created at once, then 200 bare PyTorchJobs, or the
-other way round; every job has two training pods. All preparations end at the same time. Times are
+other way round; every job has two training pods, and both sides the same ones. All preparations end at the same time. Times are
 those at which a watch saw the objects.
 """
 
@@ -21,7 +21,6 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,15 +31,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from finetune_api.reports import Progress
 from harness.audit import policy, requests
 from harness.control_plane import Api
-from harness.kwok import PREPARED, Fleet, fleet
-from harness.operator_driver import IMAGE, JOBS, start_operator, user_for, wait_for
+from harness.kwok import Fleet, fleet
+from harness.operator_driver import JOBS, start_operator, user_for, wait_for
 from harness.processes import Process, free_port, wait_until
 from harness.progress_endpoints import ProgressEndpoints
+from harness.raced_jobs import PYTORCH, bare_job, by_hand, create_all, make_profile, our_job
 from harness.timed_watch import Creator, TimedWatch
 
 PODS = 2
 """Training pods of a job in a race."""
-PYTORCH = "/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs"
 PEER = "training-operator"
 OPERATOR = user_for("")
 LIMITS = {
@@ -48,6 +47,8 @@ LIMITS = {
     "--requests-per-second": "200",
     "--looks-per-second": "200",
     "--relist-seconds": "300",
+    # Fake pods have no log and no progress until somebody answers for them.
+    "--progress-from-logs": "false",
 }
 TICKS = os.sysconf("SC_CLK_TCK")
 STAGE = "labelSelector=finetune.dev%2Fstage%3D"
@@ -163,67 +164,6 @@ class Bench:
         )
 
 
-def our_job(name: str, prepared: str, nodes: int) -> dict[str, Any]:
-    """Return a FineTuneJob on accelerators, in a workspace that is there."""
-    return {
-        "apiVersion": "finetune.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": name},
-        "spec": {
-            "profileRef": {"name": prepared},
-            "model": {"uri": "pvc://models/tiny"},
-            "dataset": {"train": [{"uri": "pvc://datasets/train.jsonl"}]},
-            "method": {"lora": {}},
-            "resources": {"nodes": nodes, "accelerator": {"perNode": 1}},
-            "workspace": {"claimName": "shared"},
-        },
-    }
-
-
-def their_job(name: str) -> dict[str, Any]:
-    """Return a PyTorchJob of as many pods."""
-    limits = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
-    container = {"name": "pytorch", "image": IMAGE, "command": ["train"], **limits}
-    worker = {
-        "replicas": PODS,
-        "restartPolicy": "Never",
-        "template": {"spec": {"containers": [container]}},
-    }
-    return {
-        "apiVersion": "kubeflow.org/v1",
-        "kind": "PyTorchJob",
-        "metadata": {"name": name},
-        "spec": {"pytorchReplicaSpecs": {"Worker": worker}},
-    }
-
-
-def make_profile(api: Api, name: str, prepared: str) -> str:
-    """Make the profile whose jobs have prepared by then, or after so long; returns its name."""
-    spec = {"platform": {"podAnnotations": {PREPARED: prepared}}}
-    body = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneProfile"}
-    api.create(
-        "/apis/finetune.dev/v1alpha1/finetuneprofiles",
-        {**body, "metadata": {"name": name}, "spec": spec},
-    )
-    return name
-
-
-def create_all(api: Api, path: str, bodies: Sequence[dict[str, Any]], threads: int = 4) -> float:
-    """Create objects over a few connections; returns when it began."""
-    creators = [Creator(api) for _ in range(threads)]
-    began = time.monotonic()
-
-    def work(number: int) -> None:
-        for body in bodies[number::threads]:
-            creators[number].create(path, body)
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(threads)))
-    for creator in creators:
-        creator.close()
-    return began
-
-
 @dataclass
 class Ours:
     """One round of FineTuneJobs."""
@@ -294,12 +234,25 @@ class Theirs:
     asked: int
 
 
-def race_theirs(bench: Bench, jobs: int) -> Theirs:
+def rendered(bench: Bench) -> dict[str, Any]:
+    """Let one job begin to train; returns its PyTorchJob. Everything has then been done once."""
+    api, namespace = bench.api, bench.namespace()
+    profile = make_profile(api, namespace, "1s")
+    api.create(JOBS.format(namespace=namespace), our_job("model", profile, PODS))
+    path = f"{PYTORCH.format(namespace=namespace)}/model-1"
+    found: dict[str, Any] = wait_for(lambda: api.get(path), timeout=60.0)
+    pods = f"/api/v1/namespaces/{namespace}/pods?{STAGE}train"
+    wait_for(lambda: len(api.get(pods)["items"]) == PODS, timeout=60.0)
+    bench.clear(namespace)
+    return found
+
+
+def race_theirs(bench: Bench, jobs: int, spec: dict[str, Any]) -> Theirs:
     """Create the jobs at once."""
     api, namespace = bench.api, bench.namespace()
     pods = TimedWatch(api, f"/api/v1/namespaces/{namespace}/pods", metadata=True)
     usage = bench.peers()
-    bodies = [their_job(f"bot-{n}") for n in range(jobs)]
+    bodies = [bare_job(f"bot-{n}", spec) for n in range(jobs)]
     began = create_all(api, PYTORCH.format(namespace=namespace), bodies)
     last = pods.wait(jobs * PODS, 300.0, "training pods")
     found = Theirs(last - began, usage.spent(), usage.asked())
@@ -312,10 +265,11 @@ def race(bench: Bench, jobs: int, runs: int, hold: float) -> None:
     """Race both sides and print the table."""
     ours: list[Ours] = []
     theirs: list[Theirs] = []
+    spec = by_hand(rendered(bench))
     for number in range(runs):
         sides: list[Callable[[], None]] = [
             lambda: ours.append(race_ours(bench, jobs, hold)),
-            lambda: theirs.append(race_theirs(bench, jobs)),
+            lambda: theirs.append(race_theirs(bench, jobs, spec)),
         ]
         # Whoever goes first changes, so that a drift of the machine hits both.
         for side in sides if number % 2 else reversed(sides):

@@ -38,6 +38,36 @@ def test_an_earlier_time_wins_and_a_later_one_changes_nothing():
     assert schedule.take(100.0) is None, "the ten seconds are not kept beside it"
 
 
+def test_one_with_patience_lets_others_go_first_and_no_longer_than_that():
+    schedule = Schedule()
+    schedule.add(A, 0.0, 1.0, patience=10.0)
+    schedule.add(B, 5.0)
+
+    assert [schedule.take(5.0) for _ in range(3)] == [B, A, None]
+    schedule.done(A)
+    schedule.add(A, 6.0, patience=10.0)
+    schedule.add(C, 17.0)
+    assert [schedule.take(17.0) for _ in range(3)] == [A, C, None]
+
+
+def test_one_with_patience_that_nobody_presses_is_due_at_its_time():
+    schedule = Schedule()
+    schedule.add(A, 0.0, 1.0, patience=10.0)
+    assert schedule.wait(0.0) == 1.0
+    assert schedule.take(0.9) is None
+    assert schedule.take(1.0) == A
+    assert schedule.take(100.0) is None
+
+
+def test_one_with_patience_presses_as_soon_as_something_does():
+    schedule = Schedule()
+    schedule.add(A, 0.0, patience=10.0)
+    schedule.add(B, 1.0)
+    schedule.add(A, 0.5)
+
+    assert [schedule.take(1.0) for _ in range(3)] == [A, B, None]
+
+
 def test_what_is_added_during_a_look_is_looked_at_after_it():
     schedule = Schedule()
     schedule.add(A, 0.0)
