@@ -20,7 +20,7 @@ NORMAL: Mapping[str, str] = {
     "Restarting": "the next attempt is made",
     "Recovered": "an attempt after the first runs; the message says from which step",
     "NotRecovering": "nothing has to be made up for",
-    "BackOff": "the next try waits a little, longer after each one that failed",
+    "BackOff": "the next try waits a little, longer after each in a row that came to nothing",
     "WaitingForLastAttempt": "pods of an earlier try are still ending",
     "WaitingForOtherRestarts": "as many jobs as the operator allows are starting again",
     "Trained": "the last step was reached",

@@ -87,6 +87,7 @@ class Profiles:
         """Nothing is read yet."""
         self._kube = kube
         self._at = float("-inf")
+        self._of = -1
         self._found: list[Object] = []
         self._reading: asyncio.Task[None] | None = None
         self.changes = 0
@@ -98,23 +99,26 @@ class Profiles:
         self._at = float("-inf")
 
     async def all(self) -> list[Object]:
-        """Return all of them, raw; looks at the same time wait for the same answer."""
-        if time.monotonic() - self._at > FRESH:
-            if self._reading is None:
+        """Return all of them, raw; looks at the same time wait for the same answer.
+
+        One that began before the last change is not that answer.
+        """
+        asked = self.changes
+        while self._of < asked or time.monotonic() - self._at > FRESH:
+            if self._reading is None or self._reading.done():
                 self._reading = asyncio.create_task(self._read())
-                self._reading.add_done_callback(self._read_done)
             # A look that is cancelled must not take the list from the others.
             await asyncio.shield(self._reading)
+            if self._of >= asked:
+                break
         return self._found
 
     async def _read(self) -> None:
         changes, began = self.changes, time.monotonic()
         self._found = await self._kube.list(PROFILES)
+        self._of = changes
         if changes == self.changes:
             self._at = began
-
-    def _read_done(self, _: asyncio.Task[None]) -> None:
-        self._reading = None
 
     async def named(self, name: str) -> Profile | None:
         """Return one that can be used; None where it is gone or broken."""

@@ -68,7 +68,8 @@ class Recorder:
     ) -> None:
         """Write through this client, as this instance of the operator, so many a second.
 
-        While there is much to do, only one in ``held`` seconds: what happens comes before its news.
+        While there is much to do, only one in ``held`` seconds: what happens comes before its news,
+        unless so many wait that some would be lost.
         """
         self._kube = kube
         self._instance = instance
@@ -83,7 +84,8 @@ class Recorder:
         self._waiting = asyncio.Queue(MOST_WAITING)
         while True:
             await self._create(await self._waiting.get())
-            await asyncio.sleep(self._held if self._busy() else self._pause)
+            held = self._busy() and self._waiting.qsize() < MOST_WAITING // 8
+            await asyncio.sleep(self._held if held else self._pause)
 
     async def flush(self) -> None:
         """Write what still waits, without a pause."""

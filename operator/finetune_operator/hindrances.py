@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 
 from finetune_operator.kube import EVENTS, Kube, Object
+from finetune_operator.waiting import tells, trimmed
 
+OTHERS = ("FailedScheduling", "BackOff", "Unhealthy")
+"""The commonest warnings of a namespace. What they tell of a pod stands in the pod too."""
 SHARE = 10.0
 """A list is used again for so many times as long as it took: at most a tenth of one request."""
 LONGEST = 5.0
@@ -43,7 +46,10 @@ class Hindrances:
 
     async def _read(self, namespace: str) -> list[Object]:
         began = self._clock()
-        found = await self._kube.list(EVENTS, namespace, fields="type=Warning")
+        fields = ",".join(("type=Warning", *(f"reason!={one}" for one in OTHERS)))
+        read = await self._kube.list(EVENTS, namespace, fields=fields)
+        # Whoever may write Events must not decide how much memory that takes.
+        found = [trimmed(event) for event in read if tells(event)]
         now = self._clock()
         self._found = {name: one for name, one in self._found.items() if one[0] > now}
         self._found[namespace] = (now + min(LONGEST, SHARE * (now - began)), found)

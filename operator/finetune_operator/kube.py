@@ -32,6 +32,8 @@ from finetune_operator.resources import (
 Object = dict[str, Any]
 PAGE = 500
 """Objects of one answer to a list."""
+APART = 600.0
+"""Seconds for which a kind is known to be kept in a store of its own."""
 TIMEOUT = 30.0
 
 
@@ -100,6 +102,7 @@ class Kube:
         self._session: aiohttp.ClientSession | None = None
         self._server = ""
         self._kinds: dict[str, tuple[float, bool]] = {}
+        self._apart: dict[str, float] = {}
         self._login = asyncio.Lock()
         self.last_answer: float = time.monotonic()
         """When the API server last answered, whatever it said."""
@@ -147,6 +150,8 @@ class Kube:
         """
         found: list[Object] = []
         match = {"resourceVersion": str(since), "resourceVersionMatch": "NotOlderThan"}
+        if self._apart.get(resource.plural, 0.0) > time.monotonic():
+            since = None
         first = {} if since is None else match
         query = {"limit": str(PAGE), "labelSelector": labels, "fieldSelector": fields}
         query = {name: text for name, text in query.items() if text}
@@ -161,7 +166,9 @@ class Kube:
                 raise
             except KubeError as error:
                 if since is not None and not token and "Too large resource version" in str(error):
-                    # Kinds that are kept in stores of their own count by themselves.
+                    # Kinds that are kept in stores of their own count by themselves. The answer
+                    # takes seconds, so it is not asked for with each list.
+                    self._apart[resource.plural] = time.monotonic() + APART
                     return await self.listed(resource, namespace, labels, fields)
                 if error.code != 410 or not token:
                     raise

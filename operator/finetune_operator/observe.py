@@ -29,8 +29,8 @@ from finetune_operator.kube import (
     CLAIMS,
     PODS,
     PYTORCH_JOBS,
-    Forbidden,
     Kube,
+    KubeError,
     Object,
     Resource,
     is_ending,
@@ -232,6 +232,12 @@ class Observer:
         pods = await self.kube.listed(
             PODS, namespace, selector, since=max((since or 0, *versions)) if comparable else None
         )
+        there = {uid_of(body) for found in lists for body in found.items}
+        if since is not None and any(
+            owner_of(pod) and owner_of(pod).get("uid") not in there for pod in pods.items
+        ):
+            # A child that was made after that version, and has pods already.
+            return await self._children_and_pods(kinds, namespace, uid, None, first=first)
         children = [
             body for found in lists for body in found.items if owner_of(body).get("uid") == uid
         ]
@@ -257,7 +263,7 @@ class Observer:
         # from being mounted, stands in Events alone.
         try:
             events = await self.hindrances.of(child["metadata"]["namespace"])
-        except Forbidden:
+        except KubeError:  # Events may have a store of their own, which nothing here must wait for
             return state
         return backend.read(child, pods, gone, events, processes)
 

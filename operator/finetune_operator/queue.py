@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 SHORTEST = 0.5
 LONGEST = 120.0
+SPARE = 64
+"""Entries of keys that were dropped that a heap may hold in any case."""
 
 
 class Key(NamedTuple):
@@ -46,6 +48,10 @@ class Due:
             return
         self._times[key] = at
         heapq.heappush(self._heap, (at, key))
+        if len(self._heap) > 2 * len(self._times) + SPARE:
+            # Of a key that was dropped the entry stays until its time, which may be days ahead.
+            self._heap = [(at, key) for key, at in self._times.items()]
+            heapq.heapify(self._heap)
 
     def drop(self, key: Key) -> None:
         """Forget a key; its entries of the heap are passed over when they come up."""

@@ -32,7 +32,7 @@ class Settings(Document):
     """Connections to the API server."""
     looks_per_second: float = Field(default=50.0, gt=0)
     """Looks at jobs, over all workers."""
-    requests_per_second: float = Field(default=200.0, gt=0)
+    requests_per_second: float = Field(default=200.0, ge=5)
     """Requests to the API server, beside watches; twice as many at once."""
     relist_seconds: float = Field(default=300.0, gt=0)
     """How often all jobs are listed, whatever the watch says."""

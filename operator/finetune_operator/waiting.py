@@ -59,6 +59,7 @@ _EVENTS: tuple[tuple[frozenset[str], tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
 )
+_READ = ("reason", "message", "note", "lastTimestamp", "eventTime", "firstTimestamp")
 _OF_CHILD = frozenset({"QuotaExceeded", "AdmissionRefused", "PodsNotCreated"})
 """Said of pods that were not made."""
 _UNSCHEDULABLE = (
@@ -129,14 +130,29 @@ def _of_pod(pod: Mapping[str, Any]) -> Waiting | None:
 
 def _of_events(events: Pods, uids: set[str]) -> list[Waiting]:
     newest: dict[str, Mapping[str, Any]] = {}
-    for event in sorted(events, key=_time_of):
-        about = look(event, "involvedObject", "uid") or look(event, "regarding", "uid")
-        if isinstance(about, str) and about in uids and _rows(event):
-            newest[about] = event
+    told = [event for event in events if _about(event) in uids and tells(event)]
+    for event in sorted(told, key=_time_of):
+        newest[_about(event)] = event
     return [
         _matched(_rows(event), clean(event.get("message") or event.get("note")))
         for event in newest.values()
     ]
+
+
+def tells(event: Mapping[str, Any]) -> bool:
+    """Tell whether an event can be why pods do not run."""
+    return bool(_rows(event))
+
+
+def trimmed(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is read of an event: what it is about, when, why, and its words."""
+    about = {"uid": _about(event)}
+    return {**{name: event[name] for name in _READ if name in event}, "involvedObject": about}
+
+
+def _about(event: Mapping[str, Any]) -> str:
+    about = look(event, "involvedObject", "uid") or look(event, "regarding", "uid")
+    return about if isinstance(about, str) else ""
 
 
 def _rows(event: Mapping[str, Any]) -> Sequence[tuple[str, str]]:

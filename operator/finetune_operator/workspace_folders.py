@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_api import GROUP
 from finetune_api.names import workspace_folder
-from finetune_operator.kube import CLAIMS, Forbidden, Invalid, Kube, Object, uid_of
+from finetune_operator.kube import CLAIMS, Forbidden, Invalid, Kube, KubeError, Object, uid_of
 from finetune_operator.render.workspace import made_by_us, made_for
 from finetune_operator.resolve.paths import look
 
@@ -63,7 +63,7 @@ class Folders:
     async def add(self, claim: Object, job: str, uid: str) -> None:
         """Add the folder of a job that uses a claim of an earlier one.
 
-        Raises ``KubeError`` where there was no answer, or the claim has changed since it was read.
+        Where there was no answer, or the claim has changed since it was read, the next look does.
         """
         own, before = workspace_folder(job, uid), _later(claim, job)
         key = (uid_of(claim), own)
@@ -81,3 +81,6 @@ class Folders:
             self._refused[key] = None
             while len(self._refused) > REMEMBERED:
                 self._refused.popitem(last=False)
+        except KubeError as error:
+            # A note must not keep a job from being looked at; the next look tries again.
+            log.info("claim %s keeps no folder yet: %s", claim["metadata"]["name"], error)

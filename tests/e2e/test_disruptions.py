@@ -174,13 +174,9 @@ def test_the_node_is_tainted(cluster, tenant, kubeflow, plain):
 
 
 def test_the_node_loses_power(cluster, kubeflow, plain):
-    """All containers die at once, the operator's too; the disks keep what they have.
-
-    Nobody is left to say how far an attempt came. What the operator has heard before counts: an
-    attempt that saved nothing, as far as it knows, would be followed by a long back-off.
-    """
+    """All containers die at once, the operator's too; the disks keep what they have."""
     jobs = (kubeflow, plain)
-    before = all_train(jobs, heard=True)
+    before = all_train(jobs)
     cluster.restart_node()
     all_go_on([End(job, before[job.name], LOST, together=False) for job in jobs])
 

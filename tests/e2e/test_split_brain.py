@@ -65,21 +65,23 @@ def test_a_node_is_cut_off(cluster, parted):
 
 def test_a_gang_that_comes_back_is_fenced(tenant, short_twin, parted):
     undisturbed, job, before = short_twin(), parted.job, parted.before
-    # Unreachable for a minute, told to go, the grace period, and a minute of no sign.
-    tenant.wait(
-        lambda: (
-            tenant.status("parted")["attempt"] == 2 and tenant.status("parted")["child"].get("uid")
-        ),
-        "a second attempt is made although the first gave no sign",
-        300,
-    )
-    old = {pod["metadata"]["uid"] for pod in before.pods}
-    there = {pod["metadata"]["uid"] for pod in tenant.pods("parted")}
-    assert old <= there, "nobody removes pods by force"
-    parted.node.close()
-    tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 200)
-    untouched = of_the_second(job.kept)
-    parted.pods.close()
+    with parted.pods, parted.node:  # should anything fail here, later tests have a node
+        # Unreachable for a minute, told to go, the grace period, and a minute of no sign.
+        tenant.wait(
+            lambda: (
+                tenant.status("parted")["attempt"] == 2
+                and tenant.status("parted")["child"].get("uid")
+            ),
+            "a second attempt is made although the first gave no sign",
+            300,
+        )
+        old = {pod["metadata"]["uid"] for pod in before.pods}
+        there = {pod["metadata"]["uid"] for pod in tenant.pods("parted")}
+        assert old <= there, "nobody removes pods by force"
+        parted.node.close()
+        tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 200)
+        untouched = of_the_second(job.kept)
+        parted.pods.close()
 
     def both_have_ended():
         return all(job.kept.end(1, node) for node in (0, 1))

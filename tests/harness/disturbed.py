@@ -60,11 +60,8 @@ class Disturbed:
         """What it left in its workspace."""
         return self.tenant.kept(self.name)
 
-    def in_training(self, heard: bool = False) -> Before | None:
-        """Return the job as it trains beyond a checkpoint of this attempt; None until then.
-
-        ``heard``: the operator knows of one, too.
-        """
+    def in_training(self) -> Before | None:
+        """Return the job as it trains beyond a checkpoint of this attempt; None until then."""
         status = self.tenant.status(self.name)
         assert not status.get("outcome"), (
             f"{self.name} ended at attempt {status['attempt']} before it was disturbed:"
@@ -79,9 +76,6 @@ class Disturbed:
         if not saved.get("path", "").startswith(f"checkpoints/{self.attempt}/"):
             return None
         if progress["step"] < saved["step"] + 3:
-            return None
-        known = (status.get("checkpoint") or {}).get("path", "")
-        if heard and not known.startswith(f"checkpoints/{self.attempt}/"):
             return None
         pods = self.tenant.running(self.name)
         if len(pods) != 2:
@@ -148,19 +142,16 @@ def all_train(
     jobs: Sequence[Disturbed],
     timeout: float = 400.0,
     then: Callable[[Disturbed, Before], None] = lambda job, before: None,
-    *,
-    heard: bool = False,
 ) -> dict[str, Before]:
     """Wait until all train beyond a checkpoint of this attempt, and ``then`` disturb each at once.
 
-    Returns how each was, by name. None waits for another: it might end meanwhile. ``heard``: the
-    operator knows of such a checkpoint, too.
+    Returns how each was, by name. None waits for another: it might end meanwhile.
     """
     found: dict[str, Before] = {}
 
     def look() -> bool:
         for job in jobs:
-            if job.name not in found and (before := job.in_training(heard)):
+            if job.name not in found and (before := job.in_training()):
                 then(job, before)
                 found[job.name] = before
         return len(found) == len(jobs)

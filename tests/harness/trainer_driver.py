@@ -4,7 +4,8 @@
 
 One JSON object a line on stdin: ``{"start": [arguments], "environment": {}, "log": path}`` answers
 ``{"pid": n}``; ``{"wait": pid, "seconds": s}`` answers ``{"code": n}``, null while it runs. A run is
-a session of its own, with what ``finetune-trainer`` does in it, but for the imports: they are there.
+a session of its own, with what ``finetune-trainer`` does in it; its ranks are forked from one
+forkserver that all runs share, where a run of its own would import for some ten seconds first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+from multiprocessing import forkserver, set_forkserver_preload
 from pathlib import Path
 
 
@@ -30,6 +32,8 @@ def start(arguments: list[str], environment: dict[str, str], log: str) -> int:
             os.dup2(source, target)
         os.environ.update(environment)
         tempfile.tempdir = None  # remembered from before the fork
+        # It runs, but as the child of our parent: nobody but the parent can ask for it.
+        forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None
         from finetune_trainer.main import main
 
         code = int(main(arguments) or 0)
@@ -74,10 +78,9 @@ def drive() -> None:
         FINETUNE_PRELOAD_DEEPSPEED="1",
         FINETUNE_TRACE_SAMPLES="1",
     )
-    from finetune_trainer.start import leave_out
+    set_forkserver_preload(["finetune_trainer.preload"])
+    forkserver.ensure_running()
 
-    leave_out()
-    import finetune_trainer.preload
     import finetune_trainer.supervisor  # noqa: F401
 
     for line in sys.stdin:

@@ -1,7 +1,7 @@
 """One a node: starts the ranks, passes signals on, and says how the attempt ended.
 
 Ranks are started by torch's elastic launch API in this process, so that their exit codes survive,
-and forked from one process that has everything imported: a fork of this one. SIGTERM is passed on by us and not by the
+and forked from one process that has imported everything. SIGTERM is passed on by us and not by the
 agent, which would give up the exit codes.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import shutil
 import signal
@@ -24,7 +26,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.names import Layout
 from finetune_api.reports import TerminationReport
 from finetune_api.resolved import StageConfig
-from finetune_trainer import errors, launch, rank_server
+from finetune_trainer import errors, launch
 
 SLACK = 60
 """Seconds beyond the grace period before a rank that does not end is killed."""
@@ -108,7 +110,9 @@ def _launch(
 ) -> list[int]:
     """Start the ranks and wait; return the exit codes that the agent saw."""
     assert config.attempt is not None
-    rank_server.start()
+    multiprocessing.set_forkserver_preload(["finetune_trainer.preload"])
+    multiprocessing.forkserver.ensure_running()
+    # Only now: the import takes as long as the one that runs beside it.
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

@@ -226,11 +226,9 @@ def _instead(cause: Cause, class_: FailureClass) -> Cause:
 def next_try(s: Situation, class_: FailureClass, cause: Cause | None = None) -> Situation:
     """Name the next try of the stage, and for an attempt what it will resume from."""
     ledger = s.ledger
-    restarts = ledger.failures + ledger.preemptions
-    if s.stage == "train":
-        # Only what came to nothing in a row: an attempt of which no checkpoint was heard follows
-        # others that saved some.
-        restarts = max(1, ledger.attempts_without_progress)
+    # Only what came to nothing in a row: an attempt of which no checkpoint was heard follows others
+    # that saved some, and a model that is published has had its preemptions behind it.
+    restarts = ledger.attempts_without_progress if s.stage == "train" else ledger.tries
     waits = cause is not None and class_ != "Stopped"
     number = (ledger.attempt if s.stage == "train" else ledger.tries) + 1
     seconds = back_off(s.job.uid, number, restarts)

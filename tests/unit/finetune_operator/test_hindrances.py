@@ -33,7 +33,22 @@ class Slow:
         self.now += self.seconds
         if self.error is not None:
             raise self.error
-        return [{"reason": f"answer {number}"}]
+        return [
+            {
+                "metadata": {"managedFields": ["much"]},
+                "involvedObject": {"kind": "Pod", "name": "w", "uid": f"pod-{number}"},
+                "reason": "FailedMount",
+                "lastTimestamp": "2026-01-01T00:00:00Z",
+            },
+            {"involvedObject": {"uid": "pod-0"}, "reason": "Evil", "message": "much" * 1000},
+        ]
+
+
+def answer(number: int) -> list[dict[str, Any]]:
+    """What is kept of it: what can hinder a pod, and of that what is read."""
+    about = {"uid": f"pod-{number}"}
+    time = "2026-01-01T00:00:00Z"
+    return [{"involvedObject": about, "reason": "FailedMount", "lastTimestamp": time}]
 
 
 def test_looks_at_the_same_time_share_one_list() -> None:
@@ -45,9 +60,10 @@ def test_looks_at_the_same_time_share_one_list() -> None:
 
     answers = asyncio.run(together())
 
-    assert kube.asked == [("events", "a", "type=Warning"), ("events", "b", "type=Warning")]
-    assert answers[0] == answers[1] == answers[3] == [{"reason": "answer 1"}]
-    assert answers[2] == [{"reason": "answer 2"}]
+    fields = "type=Warning,reason!=FailedScheduling,reason!=BackOff,reason!=Unhealthy"
+    assert kube.asked == [("events", "a", fields), ("events", "b", fields)]
+    assert answers[0] == answers[1] == answers[3] == answer(1)
+    assert answers[2] == answer(2)
 
 
 @pytest.mark.parametrize(
@@ -81,4 +97,4 @@ def test_a_refusal_is_not_kept() -> None:
         kube.error = None
         return await found.of("a")
 
-    assert asyncio.run(twice()) == [{"reason": "answer 2"}]
+    assert asyncio.run(twice()) == answer(2)

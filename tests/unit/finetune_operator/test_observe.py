@@ -100,6 +100,35 @@ def test_pods_are_never_older_than_the_children_beside_them(
     assert pods == [{"metadata": {"name": "2"}}]
 
 
+def test_pods_of_a_child_that_is_not_listed_have_it_listed_again() -> None:
+    """It was made after the version that was asked for, and its controller was quick."""
+    child = {"metadata": {"name": "bot-1", "uid": "c1", "ownerReferences": [owner("uid")]}}
+    pod = {"metadata": {"name": "bot-1-0", "uid": "p1", "ownerReferences": [owner("c1")]}}
+    said = []
+
+    class Lists:
+        async def listed(
+            self, resource: Resource, namespace: str, labels: str, since: int | None = None
+        ) -> Listing:
+            del namespace, labels
+            said.append((resource.plural, since))
+            if resource.plural == "pods":
+                return Listing([pod], 9)
+            return Listing([] if since else [child], since or 9)
+
+    observer = Observer(Lists(), None, LastSeen(), None)  # type: ignore[arg-type]
+    children, pods = asyncio.run(
+        observer._children_and_pods([BATCH_JOBS], NAMESPACE, "uid", 6, first=False)
+    )
+
+    assert (children, pods) == ([child], [pod])
+    assert said == [("jobs", 6), ("pods", None), ("jobs", None), ("pods", None)]
+
+
+def owner(uid: str) -> dict[str, Any]:
+    return {"uid": uid, "controller": True, "kind": "Job", "name": "it"}
+
+
 @pytest.mark.parametrize(
     ("version", "heard", "since"),
     [("5", [], 5), ("5", ["3"], 5), ("5", ["9", "7"], 9), ("5", ["x", ""], 5), ("x", ["9"], None)],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_operator import main
-from finetune_operator.kube import PODS, Kube, Unavailable
+from finetune_operator.kube import PODS, Kube, Listing, Unavailable
 from finetune_operator.main import Operator
 from finetune_operator.queue import Key
 from finetune_operator.settings import Settings
@@ -59,14 +59,18 @@ def test_changes_that_may_wait_gather_longer_while_many_are_at_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     operator = Operator(Settings(workers=12))
-    asked: list[float] = []
+    asked: list[tuple[float, float]] = []
+
+    def add(key: Key, delay: float = 0.0, patience: float = 0.0) -> None:
+        asked.append((delay, patience))
+
     for active in (0, 3, 4):
         monkeypatch.setattr(type(operator.queue), "active", active)
-        monkeypatch.setattr(operator.queue, "add", lambda key, delay=0.0: asked.append(delay))
+        monkeypatch.setattr(operator.queue, "add", add)
         operator._enqueue(KEY, 0.2)
         operator._enqueue(KEY, 0.0)
 
-    assert asked == [0.2, 0.0, 0.2, 0.0, 1.0, 0.0]
+    assert asked == [(0.2, 10), (0, 0), (0.2, 10), (0, 0), (1.0, 10), (0, 0)]
 
 
 def test_a_store_that_counts_by_itself_is_asked_for_its_newest_state() -> None:
@@ -80,7 +84,13 @@ def test_a_store_that_counts_by_itself_is_asked_for_its_newest_state() -> None:
                 raise Unavailable(504, "Too large resource version: 900, current: 12", "Timeout")
             return {"metadata": {"resourceVersion": "12"}, "items": [{"metadata": {"name": "a"}}]}
 
-    found = asyncio.run(Apart().listed(PODS, "team", since=900))
+    async def twice() -> Listing:
+        apart = Apart()
+        await apart.listed(PODS, "team", since=900)
+        return await apart.listed(PODS, "team", since=900)
 
-    assert asked == ["900", None]
+    found = asyncio.run(twice())
+
+    # The refusal takes seconds, and is remembered.
+    assert asked == ["900", None, None]
     assert (found.version, [one["metadata"]["name"] for one in found.items]) == (12, ["a"])

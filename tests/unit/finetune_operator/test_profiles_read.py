@@ -55,6 +55,23 @@ def test_a_change_while_they_are_read_makes_the_answer_old() -> None:
     assert kube.asked == 2
 
 
+def test_a_look_after_a_change_does_not_take_an_answer_from_before_it() -> None:
+    """It was woken by the change, and nothing wakes it again."""
+    kube = Slow()
+    profiles = Profiles(kube)  # type: ignore[arg-type]
+
+    async def both() -> Any:
+        first = asyncio.create_task(profiles.all())
+        while not kube.asked:
+            await asyncio.sleep(0)
+        profiles.changed()  # the answer is on its way
+        return await asyncio.gather(first, profiles.all())
+
+    before, after = asyncio.run(both())
+    assert before == [{"metadata": {"name": "answer-1"}}]
+    assert after == [{"metadata": {"name": "answer-2"}}]
+
+
 def test_without_an_answer_nobody_is_told_that_there_are_none() -> None:
     kube = Slow()
     kube.error = Unavailable(0, "no answer")

@@ -68,6 +68,20 @@ def test_one_with_patience_presses_as_soon_as_something_does():
     assert [schedule.take(1.0) for _ in range(3)] == [A, B, None]
 
 
+def test_times_that_are_not_wanted_any_more_are_not_kept():
+    """A job with a deadline in days is looked at each minute."""
+    schedule = Schedule(rate=1e9, burst=1000)
+    for minute in range(2000):
+        schedule.add(A, 60.0 * minute)
+        assert schedule.take(60.0 * minute) == A
+        schedule.add(A, 60.0 * minute, 259_200.0 - 60.0 * minute)
+        schedule.done(A)
+
+    kept = len(schedule._due._heap) + len(schedule._pressing._heap)
+    assert kept <= 2 * 67
+    assert schedule.wait(120_000.0) == 259_200.0 - 120_000.0
+
+
 def test_what_is_added_during_a_look_is_looked_at_after_it():
     schedule = Schedule()
     schedule.add(A, 0.0)
