@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from finetune_api.names import Layout
@@ -12,6 +12,7 @@ from finetune_api.problem import Refused
 from finetune_api.reports import CompletionManifest
 from finetune_api.source import parse_uri
 from finetune_cli import place, problem_lines
+from finetune_cli.cluster import connection
 from finetune_cli.cluster.jobs import ClusterJob
 from finetune_cli.cluster.volume_file import REPORT, command, file_of
 from finetune_cli.figures import figures
@@ -41,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
             lines = local_lines(read_record(layout.status), layout)
         else:
             _, job = place.cluster_job(arguments)
-            lines = cluster_lines(job)
+            lines = cluster_lines(job, connection.options(arguments))
         print("\n".join(lines))
     except Refused as refused:
         print("\n".join(problem_lines.lines(refused.problems)), file=sys.stderr)
@@ -49,8 +50,8 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def cluster_lines(job: ClusterJob) -> Iterator[str]:
-    """Yield the report of a job of a cluster."""
+def cluster_lines(job: ClusterJob, options: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the report of a job of a cluster, which kubectl finds with these options."""
     yield from figures(job, job.created)
     status = job.status
     if status.checkpoint is not None:
@@ -64,7 +65,7 @@ def cluster_lines(job: ClusterJob) -> Iterator[str]:
         return
     yield f"  {'report' if file.name == REPORT else 'metrics'}".ljust(14) + file.uri
     if status.trainer_image:
-        yield f"  copy it here, once no pod of the job holds a volume of one node:\n{command(job, file)}"
+        yield f"  copy it here, once no pod of the job holds a volume of one node:\n{command(job, file, options)}"
 
 
 def local_lines(record: Record, layout: Layout) -> Iterator[str]:

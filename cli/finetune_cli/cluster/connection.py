@@ -84,6 +84,12 @@ def asked_for(arguments: argparse.Namespace) -> bool:
     return any((arguments.namespace, arguments.context, arguments.kubeconfig))
 
 
+def options(arguments: argparse.Namespace) -> list[str]:
+    """Return kubectl's options for the cluster that the arguments name."""
+    named = (("--context", arguments.context), ("--kubeconfig", arguments.kubeconfig))
+    return [word for flag, value in named if value for word in (flag, str(value))]
+
+
 def connect(arguments: argparse.Namespace) -> Connection:
     """Return a connection; nothing is asked yet.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_api.source import parse_uri
@@ -58,22 +59,24 @@ def file_of(job: ClusterJob) -> VolumeFile | None:
     return VolumeFile(claim, f"{folder}/{METRICS}") if status.attempt else None
 
 
-def command(job: ClusterJob, file: VolumeFile) -> str:
+def command(job: ClusterJob, file: VolumeFile, options: Sequence[str] = ()) -> str:
     """Return the command that copies a file here, through a pod of the trainer's image.
 
-    The pod passes restricted Pod Security, holds no token and mounts the claim read-only.
+    The pod passes restricted Pod Security, holds no token and mounts the claim read-only. It waits
+    for a line of input: what a pod prints before kubectl has attached to it is lost. ``options``:
+    those of kubectl that say which cluster.
     """
     name = f"{job.name}-report"
     mount = f"/claim/{file.path}"
-    read = ["cat", mount]
+    read = ["sh", "-c", 'read -r _; cat "$0"', mount]
     if file.newest_of:
-        folder = shlex.quote(mount.rpartition("/")[0])
-        read = ["sh", "-c", f'cat "$(ls -td {folder}/*/ | head -n 1){file.name}"']
-    words = ["kubectl", "run", name, "--namespace", job.namespace]
+        newest = 'read -r _; cat "$(ls -td "$0"/*/ | head -n 1)$1"'
+        read = ["sh", "-c", newest, mount.rpartition("/")[0], file.name]
+    words = ["kubectl", *options, "run", name, "--namespace", job.namespace]
     words += ["--image", job.status.trainer_image, "--restart", "Never", "--rm", "-i", "--quiet"]
     words += ["--override-type", "strategic", "--overrides", json.dumps(_pod(name, file.claim))]
     words += ["--command", "--", *read]
-    return f"{shlex.join(words)} > {job.name}-{file.name}"
+    return f"echo | {shlex.join(words)} > {job.name}-{file.name}"
 
 
 def _pod(name: str, claim: str) -> dict[str, object]:

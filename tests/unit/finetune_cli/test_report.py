@@ -98,12 +98,15 @@ def words_of(text: str) -> list[str]:
 
 
 def test_the_command_mounts_the_claim_read_only_and_passes_restricted_pod_security() -> None:
-    text = command(job(WHOLE), VolumeFile("output", "my bot/it's/report.html"))
+    text = command(
+        job(WHOLE), VolumeFile("output", "my bot/it's/report.html"), ["--context", "the other"]
+    )
     words = words_of(text)
-    assert words[:5] == ["kubectl", "run", "bot-report", "--namespace", "team"]
+    assert words[:5] == ["echo", "|", "kubectl", "--context", "the other"]
+    assert words[5:9] == ["run", "bot-report", "--namespace", "team"]
     assert words[words.index("--image") + 1] == "registry.example/trainer:0.1.0"
-    assert words[-6:] == [
-        *("--command", "--", "cat", "/claim/my bot/it's/report.html"),
+    assert words[-8:] == [
+        *("--command", "--", "sh", "-c", 'read -r _; cat "$0"', "/claim/my bot/it's/report.html"),
         *(">", "bot-report.html"),
     ]
     pod = json.loads(words[words.index("--overrides") + 1])["spec"]
@@ -132,8 +135,8 @@ def test_of_several_rejected_models_the_newest_is_read(tmp_path: Path) -> None:
     words = words_of(command(job(WHOLE), file))
     shell = words[words.index("--") + 1 : -2]
     assert shell[:2] == ["sh", "-c"]
-    shell[2] = shell[2].replace("/claim/", f"{tmp_path}/")
-    assert subprocess.check_output(shell, text=True) == "step-30-ab"
+    shell[3] = shell[3].replace("/claim/", f"{tmp_path}/")
+    assert subprocess.check_output(shell, input="\n", text=True) == "step-30-ab"
 
 
 def test_the_report_of_a_job_of_this_machine(tmp_path: Path) -> None:
