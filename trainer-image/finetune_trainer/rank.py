@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
@@ -17,6 +18,9 @@ from finetune_api.resolved import StageConfig
 from finetune_trainer import errors
 from finetune_trainer.facts import Facts
 from finetune_trainer.listener import Listener
+
+LAST = 0.5
+"""Seconds for which a rank that lost the others stays, so that the cause is seen to go before it."""
 
 
 def rank_main(config_file: str, ends: str, supervisor: int) -> None:
@@ -92,4 +96,8 @@ def run(config: StageConfig, listener: Listener, rank: int, ends: Path) -> int:
     temporary = ends / f"{rank}.json.part"
     temporary.write_text(json.dumps(report.to_json()), encoding="utf-8")
     temporary.rename(ends / f"{rank}.json")
+    if ending.exit_code == ExitCode.COMMUNICATION_LOST:
+        # The one that was lost goes first. The agent looks ten times a second and tells of the first
+        # rank that it finds gone, alone: it must not be this one.
+        time.sleep(LAST)
     return int(ending.exit_code)
