@@ -30,7 +30,10 @@ RUN /opt/tools/bin/python -m pip wheel --quiet --disable-pip-version-check --no-
  && /opt/tools/bin/uv pip install --quiet --offline --no-cache --no-index --no-deps \
       --compile-bytecode --python /opt/finetune/bin/python /wheels/*.whl \
  && cd /opt/finetune \
- && rm -rf .lock pyvenv.cfg include lib64 bin/python* bin/[Aa]ctivate*
+ && rm -rf .lock pyvenv.cfg include lib64 bin/python* bin/[Aa]ctivate* \
+ # When it was installed is nobody's business, and would make each build another one.
+ && rm -f lib/python*/site-packages/*.dist-info/uv_cache.json \
+ && sed -i '/uv_cache\.json/d' lib/python*/site-packages/*.dist-info/RECORD
 
 # --- what both images have in common: Python, for any user, on a read-only root ---------------------
 FROM ${BASE_IMAGE} AS runtime
