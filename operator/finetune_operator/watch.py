@@ -68,6 +68,23 @@ class LastSeen:
         """How many are kept."""
         return len(self._pods)
 
+    def tells(self, pod: Mapping[str, Any], deleted: bool) -> bool:
+        """Tell whether a pod has ended, or begun to, in a way that was not kept yet.
+
+        The controller of a pod that has ended writes to it once more, and in the end it is removed:
+        neither says anything new of how it ended.
+        """
+        if not is_worth_keeping(pod, deleted):
+            return False
+        before = self._pods.get(uid_of(pod))
+        if before is None:
+            return True
+        told = (pod.get("metadata") or {}).get("deletionTimestamp")
+        same = before["metadata"].get("deletionTimestamp") == told
+        same = same and before["status"] == dict(pod.get("status") or {})
+        ended = before["status"].get("phase") in ("Succeeded", "Failed")
+        return not same if not deleted else not ended
+
     def keep(self, pod: Mapping[str, Any]) -> None:
         """Keep the newest state of a pod."""
         uid = uid_of(pod)
@@ -153,6 +170,7 @@ def make_registry(
     """
     registry = _empty_registry()
     child_changed = _child_changed(enqueue, seen.hear)
+    pod_ended = _child_changed(enqueue, seen.hear, wait=0.0)
 
     async def job_changed(
         body: kopf.Body, namespace: str | None, name: str | None, **_: Any
@@ -173,9 +191,11 @@ def make_registry(
         profile_changed()
 
     async def pod_changed(body: kopf.Body, type: str | None, **rest: Any) -> None:  # noqa: A002
-        if is_worth_keeping(body, type == "DELETED"):
+        deleted = type == "DELETED"
+        handler = pod_ended if seen.tells(body, deleted) else child_changed
+        if is_worth_keeping(body, deleted):
             seen.keep(body)
-        await child_changed(body=body, type=type, **rest)
+        await handler(body=body, type=type, **rest)
 
     _watch(registry, FINETUNE_JOBS, job_changed)
     _watch(registry, PROFILES, profile_seen)
@@ -220,20 +240,15 @@ def is_echo(job: Mapping[str, Any]) -> bool:
     return bool(seen and seen == metadata.get("generation") and not is_ending(job))
 
 
-def _child_changed(enqueue: Enqueue, hear: Hear) -> Handler:
-    async def child_changed(
-        body: kopf.Body,
-        namespace: str | None,
-        type: str | None,  # noqa: A002
-        **_: Any,
-    ) -> None:
+def _child_changed(enqueue: Enqueue, hear: Hear, wait: float = BURST) -> Handler:
+    """Return what asks for a look at the job of a child, so many seconds later."""
+
+    async def child_changed(body: kopf.Body, namespace: str | None, **_: Any) -> None:
         metrics.WATCH_EVENTS.labels(str(body.get("kind") or "")[:64]).inc()
         labels = body.metadata.labels or {}
         job, version = labels.get(LABEL_JOB), body.metadata.get("resourceVersion")
         hear(str(labels.get(LABEL_UID) or ""), str(version or ""))
         if namespace and job:
-            enqueue(
-                Key(namespace, job), 0.0 if is_worth_keeping(body, type == "DELETED") else BURST
-            )
+            enqueue(Key(namespace, job), wait)
 
     return child_changed

@@ -194,6 +194,33 @@ def test_pods_that_end_are_worth_keeping(one, deleted, worth):
     assert is_worth_keeping(one, deleted) is worth
 
 
+def going(one):
+    one["metadata"]["deletionTimestamp"] = "2026-11-22T10:00:00Z"
+    return one
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "deleted", "tells"),
+    [
+        (None, pod("1", phase="Running"), False, False),
+        (None, pod("1", phase="Failed"), False, True),
+        (None, pod("1", phase="Running"), True, True),
+        (pod("1", phase="Failed"), pod("1", phase="Failed"), False, False),
+        (pod("1", phase="Failed"), pod("1", phase="Failed"), True, False),
+        (pod("1", phase="Failed"), going(pod("1", phase="Failed")), False, True),
+        (going(pod("1", phase="Running")), going(pod("1", phase="Running")), False, False),
+        (going(pod("1", phase="Running")), going(pod("1", phase="Failed")), False, True),
+        (going(pod("1", phase="Running")), going(pod("1", phase="Running")), True, True),
+    ],
+)
+def test_the_end_of_a_pod_is_told_once(before, now, deleted, tells):
+    """Its controller writes to it again, and it is removed: that is looked at with other changes."""
+    seen = LastSeen()
+    if before is not None:
+        seen.keep(before)
+    assert seen.tells(now, deleted) is tells
+
+
 # Settings
 
 
