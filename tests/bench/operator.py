@@ -361,8 +361,14 @@ def rest(bench: Bench, jobs: int, seconds: float) -> None:
                 uids[address] = pod["metadata"]["labels"]["finetune.dev/job-uid"]
         return shown(status) == jobs
 
+    def is_told() -> bool:
+        """Events of the beginning wait for their turn: they are no work of jobs at rest."""
+        recent = bench.ours()
+        time.sleep(5)
+        return recent.asked(writes=True) == 0
+
     wait_for(all_shown, timeout=900.0)
-    time.sleep(60)
+    wait_for(is_told, timeout=900.0)
     asked, usage = endpoints.asked.total(), bench.ours()
     time.sleep(seconds)
     minutes = seconds / 60
