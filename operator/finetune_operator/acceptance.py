@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -40,8 +39,6 @@ from finetune_operator.render.placement import Placement
 from finetune_operator.resolve import resolve
 from finetune_operator.resolve.ceilings import over_limits
 from finetune_operator.resolve.profiles import Profile, read_profile
-
-log = logging.getLogger(__name__)
 
 REMEMBERED = 4096
 FRESH = 30.0

@@ -79,11 +79,11 @@ class LastSeen:
         before = self._pods.get(uid_of(pod))
         if before is None:
             return True
-        told = (pod.get("metadata") or {}).get("deletionTimestamp")
-        same = before["metadata"].get("deletionTimestamp") == told
-        same = same and before["status"] == dict(pod.get("status") or {})
-        ended = before["status"].get("phase") in ("Succeeded", "Failed")
-        return not same if not deleted else not ended
+        if deleted:
+            return before["status"].get("phase") not in ("Succeeded", "Failed")
+        now = trimmed(pod)
+        told = (now["metadata"].get("deletionTimestamp"), now["status"])
+        return told != (before["metadata"].get("deletionTimestamp"), before["status"])
 
     def keep(self, pod: Mapping[str, Any]) -> None:
         """Keep the newest state of a pod."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -67,6 +68,20 @@ def test_what_a_child_said_last_counts_after_its_object_is_gone() -> None:
     assert status["resumes"][0]["stoppedAt"] == 70
 
 
+class Lists:
+    """Answers questions for lists, and keeps what was asked: kind and version."""
+
+    def __init__(self, answer: Callable[[str, int | None], Listing]) -> None:
+        self.answer, self.said = answer, list[tuple[str, int | None]]()
+
+    async def listed(
+        self, resource: Resource, namespace: str, labels: str, since: int | None = None
+    ) -> Listing:
+        del namespace, labels
+        self.said.append((resource.plural, since))
+        return self.answer(resource.plural, since)
+
+
 @pytest.mark.parametrize(
     ("child", "since", "first", "asked"),
     [
@@ -81,22 +96,15 @@ def test_pods_are_never_older_than_the_children_beside_them(
     child: int | None, since: int | None, first: bool, asked: list[tuple[str, int | None]]
 ) -> None:
     """After the first attempt they are the newest that there are."""
-    said = []
-
-    class Lists:
-        async def listed(
-            self, resource: Resource, namespace: str, labels: str, since: int | None = None
-        ) -> Listing:
-            del namespace, labels
-            said.append((resource.plural, since))
-            return Listing([{"metadata": {"name": str(len(said))}}], child)
-
-    observer = Observer(Lists(), None, LastSeen(), None)  # type: ignore[arg-type]
+    lists = Lists(
+        lambda kind, since: Listing([{"metadata": {"name": str(len(lists.said))}}], child)
+    )
+    observer = Observer(lists, None, LastSeen(), None)  # type: ignore[arg-type]
     _, pods = asyncio.run(
         observer._children_and_pods([BATCH_JOBS], NAMESPACE, "uid", since, first=first)
     )
 
-    assert said == asked
+    assert lists.said == asked
     assert pods == [{"metadata": {"name": "2"}}]
 
 
@@ -104,25 +112,20 @@ def test_pods_of_a_child_that_is_not_listed_have_it_listed_again() -> None:
     """It was made after the version that was asked for, and its controller was quick."""
     child = {"metadata": {"name": "bot-1", "uid": "c1", "ownerReferences": [owner("uid")]}}
     pod = {"metadata": {"name": "bot-1-0", "uid": "p1", "ownerReferences": [owner("c1")]}}
-    said = []
 
-    class Lists:
-        async def listed(
-            self, resource: Resource, namespace: str, labels: str, since: int | None = None
-        ) -> Listing:
-            del namespace, labels
-            said.append((resource.plural, since))
-            if resource.plural == "pods":
-                return Listing([pod], 9)
-            return Listing([] if since else [child], since or 9)
+    def answer(kind: str, since: int | None) -> Listing:
+        if kind == "pods":
+            return Listing([pod], 9)
+        return Listing([] if since else [child], since or 9)
 
-    observer = Observer(Lists(), None, LastSeen(), None)  # type: ignore[arg-type]
+    lists = Lists(answer)
+    observer = Observer(lists, None, LastSeen(), None)  # type: ignore[arg-type]
     children, pods = asyncio.run(
         observer._children_and_pods([BATCH_JOBS], NAMESPACE, "uid", 6, first=False)
     )
 
     assert (children, pods) == ([child], [pod])
-    assert said == [("jobs", 6), ("pods", None), ("jobs", None), ("pods", None)]
+    assert lists.said == [("jobs", 6), ("pods", None), ("jobs", None), ("pods", None)]
 
 
 def owner(uid: str) -> dict[str, Any]:
