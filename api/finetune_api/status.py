@@ -186,6 +186,8 @@ class Ledger(Document):
     """Attempts that the job's own user ended with ``spec.suspend``."""
     attempts_without_progress: Count = 0
     """Attempts in a row that left no newer verified checkpoint."""
+    interrupted_starts: Count = 0
+    """Attempts of those without progress that were ended from outside before their first step."""
     memory_halvings: Annotated[int, Field(ge=0, le=2)] = 0
     """How often the micro batch was halved after an out-of-memory."""
     last_failure: Failure | None = None

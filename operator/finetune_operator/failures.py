@@ -19,7 +19,12 @@ Budget = Literal["failure", "preemption", "nothing"]
 SHORTEST_BACK_OFF = 10.0
 LONGEST_BACK_OFF = 600.0
 WITHOUT_PROGRESS = 3
-"""Attempts in a row that may end without a newer verified checkpoint before the job fails."""
+"""Attempts since the newest verified checkpoint that end the job, interrupted starts not counted."""
+INTERRUPTED_STARTS = 30
+"""Attempts since then that were ended from outside before their first step and end the job.
+
+Back-off alone makes that four hours: 630 s until it is at its longest, then 23 times ten minutes.
+"""
 HALVINGS = 2
 
 
@@ -147,9 +152,9 @@ ROWS: dict[FailureClass, Row] = {
         "nothing",
         False,
         "no-progress",
-        f"{WITHOUT_PROGRESS} attempts in a row ended without a newer verified checkpoint",
-        "lower checkpoint.maxLostWork so that a checkpoint is reached sooner, and look at why the"
-        " attempts end; then raise recovery.retryGeneration",
+        f"{WITHOUT_PROGRESS} attempts ended, and none left a newer verified checkpoint",
+        "look at why the attempts end and raise recovery.retryGeneration, or lower"
+        " checkpoint.maxLostWork in a new job, so that a checkpoint is reached sooner",
     ),
     "TooManyPreemptions": Row(
         "nothing",
@@ -160,6 +165,17 @@ ROWS: dict[FailureClass, Row] = {
     ),
     "NotAccepted": Row("nothing", False, "not-accepted", "the job was not accepted", ""),
 }
+
+NEVER_TRAINED = Row(
+    "nothing",
+    False,
+    "interrupted-starts",
+    f"{INTERRUPTED_STARTS} attempts were ended from outside before their first step, and none left a"
+    " newer verified checkpoint",
+    "look at what takes the processes away while the model is loaded (a broken node, a drain, jobs of"
+    " higher priority); once it is mended or over raise recovery.retryGeneration",
+)
+"""What is said of NoProgress where attempts did not come as far as training."""
 
 _CODES: dict[int, FailureClass] = {
     ExitCode.INVALID_CONFIG: "InvalidConfig",

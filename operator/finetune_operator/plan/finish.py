@@ -26,6 +26,7 @@ def retried(s: Situation) -> Situation:
             failures=0,
             preemptions=0,
             attempts_without_progress=0,
+            interrupted_starts=0,
             not_before=None,
             stopping=None,
         ),

@@ -9,14 +9,19 @@ from finetune_api.reports import Goodput
 from finetune_api.status import FailureClass, Resume
 from finetune_operator.failures import (
     HALVINGS,
+    INTERRUPTED_STARTS,
+    NEVER_TRAINED,
+    ROWS,
     WITHOUT_PROGRESS,
     Cause,
+    Row,
     back_off,
     classify,
     of_class,
 )
 from finetune_operator.observed import ChildState, ProcessEnd
 from finetune_operator.plan.attempt import micro_batch
+from finetune_operator.plan.reached import heard, reached, without_progress
 from finetune_operator.plan.situation import Situation, later, newest, text_of, time_of
 from finetune_operator.steps import Step, Stop, Wait
 
@@ -112,8 +117,8 @@ def _spent(s: Situation, child: ChildState) -> Situation:
         active = max(0.0, (last - child.active_since).total_seconds())
     reports = [end.report for end in child.ends if end.report and end.report.stage == "train"]
     seen = [report.goodput for report in reports if report.node == 0]
-    progress = s.observed.progress
-    if not seen and progress is not None and progress.attempt == s.ledger.attempt:
+    progress = heard(s)
+    if not seen and progress is not None:
         seen = [progress.goodput]
     total = s.ledger.goodput
     if seen:
@@ -128,7 +133,12 @@ def _spent(s: Situation, child: ChildState) -> Situation:
 
 def _succeeded(s: Situation) -> Situation:
     """Go on to the next stage, all counters of the last one behind us."""
-    anew = {"attempts_without_progress": 0, "not_before": None, "stopping": None}
+    anew: dict[str, Any] = {
+        "attempts_without_progress": 0,
+        "interrupted_starts": 0,
+        "not_before": None,
+        "stopping": None,
+    }
     if s.stage == "prepare":
         return s.with_ledger(
             prepared=True,
@@ -149,9 +159,9 @@ def _after(s: Situation, cause: Cause) -> Situation:
         "failures": ledger.failures + (cause.budget == "failure"),
         "preemptions": ledger.preemptions + (cause.budget == "preemption"),
         "suspensions": ledger.suspensions + (s.stage == "train" and cause.class_ == "Stopped"),
-        "attempts_without_progress": _without_progress(s, cause),
         "stopping": None,
     }
+    counted |= without_progress(s, cause)
     if cause.class_ != "Stopped":
         counted["last_failure"] = cause.failure(text_of(cause.at))
     s = s.with_ledger(**counted)
@@ -162,25 +172,6 @@ def _after(s: Situation, cause: Cause) -> Situation:
     if _halves(s, cause):
         s = s.with_ledger(memory_halvings=s.ledger.memory_halvings + 1)
     return next_try(s, cause.class_, cause)
-
-
-def _without_progress(s: Situation, cause: Cause) -> int:
-    """Attempts in a row that left nothing newer; waiting for room and stopping are no attempts."""
-    before = s.ledger.attempts_without_progress
-    if s.stage != "train" or cause.class_ == "Stopped":
-        return before
-    child = s.child
-    waited = child.waiting.reason if child is not None and child.waiting is not None else ""
-    if cause.class_ == "StartTimeout" and waited in ("WaitingForRoom", "Queued"):
-        return before
-    return 0 if _progressed(s) else before + 1
-
-
-def _progressed(s: Situation) -> bool:
-    """A checkpoint was verified that is newer than what this attempt began with."""
-    resumes, kept = s.ledger.resumes, s.ledger.checkpoint
-    began = resumes[-1].from_step if resumes and resumes[-1].attempt == s.ledger.attempt else 0
-    return kept is not None and kept.step > began
 
 
 def _halves(s: Situation, cause: Cause) -> bool:
@@ -205,19 +196,23 @@ def _final(s: Situation, cause: Cause) -> Cause | None:
         return replace(cause, message=f"{cause.message[:900]} ({count})")
     limit = recovery.max_preemptions
     if cause.budget == "preemption" and limit is not None and ledger.preemptions > limit:
-        return _instead(cause, "TooManyPreemptions")
-    if s.stage == "train" and ledger.attempts_without_progress >= WITHOUT_PROGRESS:
-        return _instead(cause, "NoProgress")
+        return _instead(cause, "TooManyPreemptions", ROWS["TooManyPreemptions"])
+    if s.stage != "train":
+        return None
+    if ledger.attempts_without_progress - ledger.interrupted_starts >= WITHOUT_PROGRESS:
+        return _instead(cause, "NoProgress", ROWS["NoProgress"])
+    if ledger.interrupted_starts >= INTERRUPTED_STARTS:
+        return _instead(cause, "NoProgress", NEVER_TRAINED)
     return None
 
 
-def _instead(cause: Cause, class_: FailureClass) -> Cause:
+def _instead(cause: Cause, class_: FailureClass, row: Row) -> Cause:
     """Name what ended the job, and keep the last cause in its message and fix."""
-    over = of_class(class_, cause.at)
     return replace(
-        over,
-        message=f"{over.message}; the last: {cause.message}",
-        fix=over.fix + (f"; the last attempt: {cause.fix}" if cause.fix else ""),
+        of_class(class_, cause.at),
+        code=row.code,
+        message=f"{row.message}; the last: {cause.message}",
+        fix=row.fix + (f"; the last attempt: {cause.fix}" if cause.fix else ""),
         exit_code=cause.exit_code,
         process=cause.process,
     )
@@ -237,7 +232,7 @@ def next_try(s: Situation, class_: FailureClass, cause: Cause | None = None) -> 
         return s.with_ledger(tries=number, child=s.named(s.stage, number), not_before=not_before)
     kept = ledger.checkpoint
     step = kept.step if kept else 0
-    stopped_at = max(step, _reached(s))
+    stopped_at = max(step, reached(s))
     entry = Resume(
         attempt=number,
         cause=class_,
@@ -253,15 +248,6 @@ def next_try(s: Situation, class_: FailureClass, cause: Cause | None = None) -> 
         resumes=(*ledger.resumes, entry)[-10:],
         not_before=not_before,
     )
-
-
-def _reached(s: Situation) -> int:
-    """The last step that the attempt is known to have reached."""
-    progress, child = s.observed.progress, s.child
-    steps = [end.report.step for end in (child.ends if child else ()) if end.report]
-    if progress is not None and progress.attempt == s.ledger.attempt:
-        steps.append(progress.step)
-    return max(steps, default=0)
 
 
 def told_to_stop(s: Situation) -> Situation:

@@ -182,6 +182,7 @@ def test_whatever_was_observed(history: list[tuple[Observed, datetime]]) -> None
         if not retried:
             assert ledger.failures - before.failures in (0, 1)
             assert ledger.preemptions - before.preemptions in (0, 1)
+        assert ledger.interrupted_starts <= ledger.attempts_without_progress
         # Terminal is terminal, unless somebody asks for a retry.
         if before.outcome == "Succeeded" or (before.outcome and not retried):
             assert frozen(ledger) == frozen(before)
