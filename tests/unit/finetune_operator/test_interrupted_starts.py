@@ -23,6 +23,8 @@ from finetune_operator.observed import (
     Waiting,
 )
 from finetune_operator.plan import account
+from harness.looks import Looks
+from harness.played_runs import Run
 from harness.simulation import START, make_choices, make_job, ref
 from harness.stage_config import UID
 
@@ -307,3 +309,24 @@ def test_no_order_of_ends_without_a_checkpoint_goes_on_for_ever(
             break
     assert job.ledger.outcome == "Failed"
     assert job.ledger.attempt <= 32  # two that count, and the thirtieth that does not
+
+
+def test_the_operator_goes_on_after_four_pods_that_never_trained() -> None:
+    def script(stage: str, attempt: int, node: int) -> Run:
+        del node
+        starting = Run(exit_code=143, step=0, checkpoint=None)
+        return starting if stage == "train" and attempt <= 4 else Run()
+
+    looks = Looks(script=script)
+    looks.create()
+    seen = set()
+    for _ in range(200):
+        looks.turn()
+        status = looks.status
+        seen.add((status.get("attemptsWithoutProgress", 0), status.get("interruptedStarts", 0)))
+        if status.get("outcome"):
+            break
+        looks.ahead += timedelta(seconds=5)
+    assert (status["outcome"], status["attempt"], status["preemptions"]) == ("Succeeded", 5, 4)
+    assert seen == {(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)}
+    assert looks.player.most_alive == {"bot": 1}
