@@ -24,6 +24,7 @@ from finetune_api.profile import Platform
 from finetune_api.reports import PrepareReport
 from finetune_api.resolved import ResolvedJob
 from finetune_api.status import JobStatus
+from finetune_operator.known_jobs import Stale
 from finetune_operator.kube import (
     CONFIG_MAPS,
     NAMESPACES,
@@ -148,11 +149,11 @@ class Acceptance:
         self._known.pop(uid, None)
         self._prepared.pop(uid, None)
 
-    async def accepted(self, body: Object, status: JobStatus) -> Accepted:
+    async def accepted(self, body: Object, status: JobStatus, *, fresh: bool = True) -> Accepted:
         """Return the accepted job; accepts it where that was not done yet.
 
-        Raises ``Refused`` with what is wrong with the job, and ``Lost`` where what was accepted
-        before is gone.
+        Raises ``Refused`` with what is wrong with the job, ``Lost`` where what was accepted before
+        is gone, and ``Stale`` where it may have been accepted since a job that is not ``fresh``.
         """
         uid = body["metadata"]["uid"]
         known = self._known.get(uid)
@@ -160,7 +161,7 @@ class Acceptance:
         if known is not None and digest in (None, known.digest):
             return known
         if digest is None:
-            found = await self._write(await self._resolved(body))
+            found = await self._write(await self._resolved(body), fresh=fresh)
         else:
             there = await self._read(body)
             found = there or await self._restored(body, digest, present=False)
@@ -269,7 +270,9 @@ class Acceptance:
             self._namespaces[namespace] = (now, found)
         return found
 
-    async def _write(self, made: tuple[ResolvedJob, dict[str, str]]) -> Accepted:
+    async def _write(
+        self, made: tuple[ResolvedJob, dict[str, str]], *, fresh: bool = True
+    ) -> Accepted:
         """Write it down. What lies there already counts only if it is the same."""
         job, queue_labels = made
         parts = {"job.json": job.to_json(), "queue.json": queue_labels}
@@ -277,6 +280,8 @@ class Acceptance:
         try:
             return _parsed(await self._kube.create(body))
         except Conflict:
+            if not fresh:
+                raise Stale from None
             found = _parsed(await create_exactly(self._kube, body, job.uid))
             return replace(found, was_there=True)
 

@@ -41,6 +41,8 @@ log = logging.getLogger("finetune_operator")
 
 CROWDED = 5.0
 """How much longer changes that are no news by themselves are gathered while there is much to do."""
+EVENTS = 40.0
+"""Requests that may go out for each Event while there is much to do."""
 PATIENCE = 10.0
 """Seconds for which such a change lets new jobs and ended pods go first."""
 
@@ -72,7 +74,7 @@ class Operator:
             acceptance=acceptance,
             observer=Observer(self.kube, acceptance, self.seen, self.puller),
             puller=self.puller,
-            recorder=Recorder(self.kube, instance(), busy=self._is_crowded),
+            recorder=Recorder(self.kube, instance(), busy=self._is_crowded, held=EVENTS / rate),
             progress_seconds=settings.progress_seconds,
             unreachable_seconds=settings.unreachable_seconds,
             restarts_at_once=settings.restarts_at_once,
@@ -157,6 +159,7 @@ class Operator:
             enqueue=self._enqueue,
             profile_changed=self._profile_changed,
             seen=self.seen,
+            known=self.worker.known,
             echoed=self._echoed,
         )
         watching = asyncio.create_task(
@@ -226,6 +229,7 @@ class Operator:
             for body in await self.kube.list(FINETUNE_JOBS, namespace):
                 metadata = body["metadata"]
                 found[Key(metadata["namespace"], metadata["name"])] = metadata["resourceVersion"]
+                self.worker.known.learn(body)
         first = self.health.last_relist is None
         self.health.last_relist = time.monotonic()
         settled = self.worker.settled

@@ -113,6 +113,9 @@ class Observer:
         begun = anew or status.child is not None or status.attempt > 0 or status.tries > 0
         kinds = [BATCH_JOBS] if begun else []
         kinds += [PYTORCH_JOBS] if pytorch and (anew or status.attempt > 0) else []
+        if _is_first(status, anew) and _has_succeeded(status.child, self.seen.of_job(job.uid)):
+            # How it ended is known, and what it was made of no longer matters: training may begin.
+            kinds = []
         (children, pods), (space, around) = await asyncio.gather(
             self._children_and_pods(
                 kinds, job.namespace, job.uid, self._since(body), first=_is_first(status, anew)
@@ -373,6 +376,17 @@ def _stage(status: JobStatus) -> Stage:
 def _is_first(status: JobStatus, anew: bool) -> bool:
     """Tell whether nothing has ever run for a job but its first preparation."""
     return not anew and status.attempt == 0 and status.tries <= 1
+
+
+def _has_succeeded(child: Child | None, gone: Sequence[Object]) -> bool:
+    """Tell whether the one pod of the ledger's child is known to have ended with success."""
+    return any(
+        child is not None
+        and bool(child.uid)
+        and owner_of(pod).get("uid") == child.uid
+        and look(pod, "status", "phase") == "Succeeded"
+        for pod in gone
+    )
 
 
 def _goes_on(states: Sequence[ChildState], child: Child | None) -> bool:

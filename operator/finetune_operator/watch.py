@@ -10,6 +10,7 @@ import kopf
 
 from finetune_api.names import LABEL_JOB, LABEL_UID
 from finetune_operator import metrics
+from finetune_operator.known_jobs import KnownJobs
 from finetune_operator.kube import (
     BATCH_JOBS,
     CLAIMS,
@@ -160,11 +161,12 @@ def make_registry(
     enqueue: Enqueue,
     profile_changed: Callable[[], None],
     seen: LastSeen,
+    known: KnownJobs,
     echoed: Callable[[Key, str], None] | None = None,
 ) -> kopf.OperatorRegistry:
     """Return the handlers of the kinds that every cluster has.
 
-    They do no I/O, and what one object does to them hurts no other. All are coroutines, which the
+    ``known`` is told how jobs are. They do no I/O, and what one object does to them hurts no other. All are coroutines, which the
     library calls where they are: anything else it would send to a thread. ``echoed`` is told
     of versions of jobs that are most likely our own; without it they are looked at after a second.
     """
@@ -173,12 +175,16 @@ def make_registry(
     pod_ended = _child_changed(enqueue, seen.hear, wait=0.0)
 
     async def job_changed(
-        body: kopf.Body, namespace: str | None, name: str | None, **_: Any
+        body: kopf.Body, event: Mapping[str, Any], namespace: str | None, name: str | None, **_: Any
     ) -> None:
         metrics.WATCH_EVENTS.labels(FINETUNE_JOBS.kind).inc()
         if not namespace or not name:
             return
         key, version = Key(namespace, name), str(body.metadata.get("resourceVersion"))
+        if event.get("type") == "DELETED":
+            known.forget(key)
+        else:
+            known.learn(event["object"])
         if not is_echo(body):
             enqueue(key, 0.0)
         elif echoed is None:

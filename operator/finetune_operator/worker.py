@@ -15,9 +15,19 @@ from finetune_api.problem import Problem, Refused
 from finetune_api.status import JobStatus, ResolvedRef
 from finetune_operator import metrics
 from finetune_operator.acceptance import Acceptance, Accepted, Lost, no_limits
-from finetune_operator.act import Deed, act, clean
+from finetune_operator.act import Deed, act, clean, superseded
 from finetune_operator.events import Recorder, transitions
-from finetune_operator.kube import FINETUNE_JOBS, Forbidden, Kube, Object, is_ending, uid_of
+from finetune_operator.known_jobs import KnownJobs, Stale
+from finetune_operator.kube import (
+    FINETUNE_JOBS,
+    Conflict,
+    Forbidden,
+    Kube,
+    KubeError,
+    Object,
+    is_ending,
+    uid_of,
+)
 from finetune_operator.log_lines import ATTEMPT
 from finetune_operator.observe import Around, Observer
 from finetune_operator.observed import Observed
@@ -66,6 +76,8 @@ class Worker:
     """Looked at again when a profile changes."""
     settled: dict[Key, str] = field(default_factory=dict)
     """Jobs that rest after their end, with the version in which they were seen to."""
+    known: KnownJobs = field(default_factory=KnownJobs)
+    """Spares a look the question how the job is now."""
     growth: Growth = field(init=False)
     folders: Folders = field(init=False)
     _uids: dict[Key, str] = field(default_factory=dict)
@@ -82,9 +94,30 @@ class Worker:
         Raises ``KubeError`` where the API server did not do what it was asked. Nothing is lost by
         that: the next look begins anew.
         """
+        known = self.known.get(key)
+        if known is not None:
+            try:
+                return await self._look_at(key, known, fresh=False)
+            except (Stale, Conflict):
+                pass
+            except KubeError:
+                self.known.forget(key)
+                raise
         body = await self.kube.find(FINETUNE_JOBS, key.namespace, key.name)
-        self._meet(key, uid_of(body) if body is not None else "")
-        if body is None or is_ending(body):
+        if body is None:
+            self.known.forget(key)
+            self._meet(key, "")
+            return None
+        self.known.learn(body)
+        return await self._look_at(key, body, fresh=True)
+
+    async def _look_at(self, key: Key, body: Object, *, fresh: bool) -> float | None:
+        """Look at a job as it is now, or, where it is not ``fresh``, as it was remembered.
+
+        Raises ``Stale`` where something is to be done that only a job as it is now may want.
+        """
+        self._meet(key, uid_of(body))
+        if is_ending(body):
             return None
         try:
             status = JobStatus.model_validate(body.get("status") or {})
@@ -95,7 +128,7 @@ class Worker:
             return None
         changes = self.acceptance.changes
         try:
-            accepted = await self.acceptance.accepted(body, status)
+            accepted = await self.acceptance.accepted(body, status, fresh=fresh)
         except Refused as refusal:
             await self._refuse(key, body, status, *words(refusal.problems))
             # A profile that came in the meantime found nothing that was refused.
@@ -111,12 +144,15 @@ class Worker:
             return self.unreachable_seconds
         self.unaccepted.discard(key)
         ATTEMPT.set(status.attempt)
-        return await self._turn(key, body, status, accepted)
+        return await self._turn(key, body, status, accepted, fresh=fresh)
 
     async def _turn(
-        self, key: Key, body: Object, status: JobStatus, accepted: Accepted
+        self, key: Key, body: Object, status: JobStatus, accepted: Accepted, *, fresh: bool
     ) -> float | None:
         """Account, write the ledger where it has changed, then act on what was planned from it.
+
+        A ledger is written under the version that was read, so that a job which was remembered
+        and has changed is noticed; where nothing was written, nothing is done to such a job.
 
         What is done was written down before; that it was planned from what this look has seen, and
         not from a newer one, is no different from a look that was slow.
@@ -138,7 +174,9 @@ class Worker:
             after = noted(derive(job, ledger, seen, step, now, known), notes)
             body = await self._write(body, status, after, "ledger")
             self._count(status, after)
-            status = after
+            status, fresh = after, True
+        if not fresh and does_something(step):
+            raise Stale
         deed = Deed(body, accepted, status, seen, around, self.observer)
         done = self._held_back(job.uid, step) or await act(self.kube, step, deed)
         if isinstance(done, Finish) and done.expired:
@@ -146,7 +184,10 @@ class Worker:
         after = noted(derive(job, ledger, seen, done, now, status), notes)
         if is_worth_writing(status, after):
             body = await self._write(body, status, after, "derived")
+            fresh = True
         if not isinstance(done, StartPrepare | StartAttempt | StartPublish | Stop):
+            if not fresh and superseded(seen.children, deed.status):
+                raise Stale
             await clean(self.kube, deed)
         self._follow(key, deed, after)
         if isinstance(done, Finish):
@@ -248,6 +289,7 @@ class Worker:
         new = {**body, "metadata": metadata, "status": after.to_json()}
         found = await self.kube.replace_status(FINETUNE_JOBS, new)
         key = Key(metadata["namespace"], metadata["name"])
+        self.known.learn(found)
         versions = self._written.get(key, ())[1 - WRITTEN :]
         self._written[key] = (*versions, str(found["metadata"].get("resourceVersion")))
         metrics.STATUS_WRITES.labels(cause).inc()
@@ -290,6 +332,11 @@ def _frozen(status: JobStatus, seen: Observed) -> JobStatus:
         return status
     ref = ref.model_copy(update={"prepared": digest_of(report.to_json())})
     return status.model_copy(update={"resolved": ref})
+
+
+def does_something(step: Step) -> bool:
+    """Tell whether a step changes anything but the job's status."""
+    return not isinstance(step, Wait | Finish) or (isinstance(step, Finish) and step.expired)
 
 
 def noted(status: JobStatus, problems: Sequence[Problem]) -> JobStatus:

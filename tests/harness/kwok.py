@@ -36,6 +36,16 @@ CERTIFICATE = Path("/tmp/k8s-webhook-server/serving-certs")
 """training-operator does not start without one here, whether or not its webhook is used."""
 
 
+@dataclass(frozen=True)
+class ClientLimits:
+    """What a client of the API server may ask of it; twice as many requests go out at once."""
+
+    rate: int = 200
+    """Requests a second."""
+    threads: int = 8
+    """Objects that it works on at the same time."""
+
+
 @dataclass
 class Fleet:
     """A control plane with controllers and fake nodes."""
@@ -46,11 +56,17 @@ class Fleet:
 
 
 @contextmanager
-def fleet(folder: Path, *, nodes: int = 20, audit_policy: Path | None = None) -> Iterator[Fleet]:
+def fleet(
+    folder: Path,
+    *,
+    nodes: int = 20,
+    audit_policy: Path | None = None,
+    limits: ClientLimits = ClientLimits(),
+) -> Iterator[Fleet]:
     """Run a control plane with so many fake nodes for the length of a block.
 
-    Its components have client limits that are not what is measured: 300 requests a second for
-    controller-manager and scheduler, 200 (and 400 at once, 8 threads) for training-operator.
+    ``limits`` are those of training-operator. controller-manager and scheduler have some that are
+    not what is measured: 300 requests a second.
     """
     plane = start_control_plane(audit_policy=audit_policy)
     programs: list[Program] = []
@@ -67,7 +83,7 @@ def fleet(folder: Path, *, nodes: int = 20, audit_policy: Path | None = None) ->
             _kwok(plane, folder),
         ]
         stack.enter_context(_certificate(plane))
-        programs.append(_training_operator(plane, folder))
+        programs.append(_training_operator(plane, folder, limits))
         for program in programs:
             program.start()
         processes = [one.process for one in programs if one.process is not None]
@@ -118,7 +134,7 @@ def _kwok(plane: ControlPlane, folder: Path) -> Program:
     return Program(KWOK, [binary(KWOK), *flags(options)], folder / "kwok.log")
 
 
-def _training_operator(plane: ControlPlane, folder: Path) -> Program:
+def _training_operator(plane: ControlPlane, folder: Path, limits: ClientLimits) -> Program:
     """Return training-operator, whose validation of PyTorchJobs is not asked for."""
     namespace = "kubeflow"
     plane.api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
@@ -132,9 +148,9 @@ def _training_operator(plane: ControlPlane, folder: Path) -> Program:
         "metrics-bind-address": f"{LOCAL}:{free_port()}",
         "health-probe-bind-address": f"{LOCAL}:{free_port()}",
         "webhook-server-port": free_port(),
-        "controller-threads": 8,
-        "kube-api-qps": 200,
-        "kube-api-burst": 400,
+        "controller-threads": limits.threads,
+        "kube-api-qps": limits.rate,
+        "kube-api-burst": 2 * limits.rate,
         "zap-log-level": "error",
     }
     command = [binary(TRAINING_OPERATOR), *flags(options)]

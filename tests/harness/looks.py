@@ -13,7 +13,7 @@ from finetune_operator.kube import KubeError
 from finetune_operator.observe import Observer
 from finetune_operator.progress import Puller
 from finetune_operator.queue import Key
-from finetune_operator.watch import LastSeen
+from finetune_operator.watch import LastSeen, is_worth_keeping
 from finetune_operator.worker import Worker
 from harness.jobs import job_object
 from harness.memory_api import Crash, MemoryApi, MemoryKube
@@ -48,7 +48,8 @@ class Looks:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew with a worker that remembers nothing."""
+        """Begin anew with a worker that remembers nothing, and whose watch has told nothing yet."""
+        self.watches = False
         self.kube = MemoryKube(self.api)
         self.profiles = Profiles(self.kube)
         acceptance = Acceptance(self.kube, self.profiles, self.image)
@@ -88,8 +89,22 @@ class Looks:
         }
 
     def look(self) -> float | None:
-        """Look once."""
+        """Look once, after a watch has told of what there is, from the second look on."""
+        if self.watches:
+            self.tell()
+        self.watches = True
         return asyncio.run(self.worker.look(self.key))
+
+    def tell(self) -> None:
+        """Tell the worker what a watch would: of the job, and of pods that end."""
+        for (plural, _, _), body in self.api.objects.items():
+            if plural == "pods" and is_worth_keeping(body, deleted=False):
+                self.seen.keep(body)
+        job = self.api.objects.get(("finetunejobs", NAMESPACE, self.name))
+        if job is None:
+            self.worker.known.forget(self.key)
+        else:
+            self.worker.known.learn(job)
 
     def settle(self, limit: int = 30) -> float | None:
         """Look until a look has nothing more to do at once."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from finetune_operator.known_jobs import KnownJobs
 from finetune_operator.kube import Unavailable
 from harness.looks import Looks
 from harness.memory_api import MemoryApi
@@ -67,7 +68,9 @@ def test_two_operators_at_once_are_one():
     turn = 0
 
     class Both:
-        """Looks with one and the other by turns."""
+        """Looks with one and the other by turns. No watch tells either what the other wrote."""
+
+        known = KnownJobs()
 
         async def look(self, key):
             nonlocal turn

@@ -8,7 +8,6 @@ from harness.looks import NAMESPACE, PROFILES, Looks
 from harness.played_runs import trains_forever
 
 CLAIM = ("persistentvolumeclaims", NAMESPACE, "bot-workspace")
-JOB = ("finetunejobs", NAMESPACE, "bot")
 
 
 def running(profile=None):
@@ -33,7 +32,7 @@ def ask(looks, size, answer=None):
             return answer
         return None
 
-    looks.api.objects[JOB]["spec"]["workspace"]["size"] = size
+    looks.change(workspace={"size": size})
     looks.kube.refuse = listen
     looks.settle()
     looks.settle()
