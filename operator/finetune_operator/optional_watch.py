@@ -104,23 +104,29 @@ class _Run:
         await asyncio.to_thread(self._thread.join, END)
 
     def _work(self) -> None:
+        """Run the library; whatever ends it, who waits for its end is told."""
+        try:
+            self._go_on()
+        except (Exception, asyncio.CancelledError, SystemExit) as error:
+            plural = self._watch.resource.plural
+            log.warning("the watch of %s has ended: %r", plural, error)
+        finally:
+            with contextlib.suppress(RuntimeError):  # the process is ending
+                self._home.call_soon_threadsafe(self.ended.set)
+
+    def _go_on(self) -> None:
         watch = self._watch
-        settings = watch.settings()
-        # The library would kill the process for a thread that is slow to end.
-        settings.process.ultimate_exiting_timeout = None
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            try:
-                runner.run(
-                    kopf.operator(
-                        registry=watch.registry(),
-                        settings=settings,
-                        standalone=True,
-                        clusterwide=not watch.namespaces,
-                        namespaces=watch.namespaces,
-                        stop_flag=self._stop,
-                    )
+            settings = watch.settings()
+            # The library would kill the process for a thread that is slow to end.
+            settings.process.ultimate_exiting_timeout = None
+            runner.run(
+                kopf.operator(
+                    registry=watch.registry(),
+                    settings=settings,
+                    standalone=True,
+                    clusterwide=not watch.namespaces,
+                    namespaces=watch.namespaces,
+                    stop_flag=self._stop,
                 )
-            except Exception as error:
-                log.warning("the watch of %s has ended: %s", watch.resource.plural, error)
-        with contextlib.suppress(RuntimeError):  # the process is ending
-            self._home.call_soon_threadsafe(self.ended.set)
+            )

@@ -84,6 +84,31 @@ def test_a_watch_that_breaks_begins_again_and_breaks_nothing(monkeypatch):
     assert 2 <= len(began) <= 20, "again, and not without a pause"
 
 
+@pytest.mark.parametrize("how", [asyncio.CancelledError, SystemExit])
+def test_a_watch_that_ends_by_no_ordinary_error_begins_again_too(monkeypatch, how):
+    began = []
+
+    async def library(*, stop_flag, **_):
+        del stop_flag
+        began.append(1)
+        raise how
+
+    assert play(monkeypatch, Discovery(True), library) == 0
+    assert 2 <= len(began) <= 20
+
+
+def test_settings_that_cannot_be_made_end_no_watch_for_ever(monkeypatch):
+    asked = []
+
+    def broken():
+        asked.append(1)
+        raise ValueError("no settings")
+
+    monkeypatch.setattr(optional_watch.kopf, "OperatorSettings", broken)
+    assert play(monkeypatch, Discovery(True), None) == 0
+    assert 2 <= len(asked) <= 20
+
+
 def test_without_an_answer_nothing_has_changed(monkeypatch):
     began, ended = [], []
 
