@@ -17,7 +17,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api.document import canonical, digest_of
-from finetune_api.job import MUTABLE, JobSpec
 from finetune_api.names import LABEL_PRIORITY, LABEL_QUEUE, workspace_folder
 from finetune_api.problem import Problem, Refused
 from finetune_api.profile import Platform
@@ -30,15 +29,17 @@ from finetune_operator.kube import (
     NAMESPACES,
     PROFILES,
     Conflict,
+    Forbidden,
+    Invalid,
     Kube,
     Object,
 )
+from finetune_operator.live_spec import changed_spec, within_limits
 from finetune_operator.observed import Live
-from finetune_operator.ownership import create_exactly, owned_by
+from finetune_operator.ownership import NameTaken, create_exactly, owned_by
 from finetune_operator.render.owner import labels, metadata
 from finetune_operator.render.placement import Placement
 from finetune_operator.resolve import resolve
-from finetune_operator.resolve.ceilings import over_limits
 from finetune_operator.resolve.profiles import Profile, read_profile
 
 REMEMBERED = 4096
@@ -198,12 +199,8 @@ class Acceptance:
         now, problems = changed_spec(job, body.get("spec") or {})
         if now.active_deadline_seconds != job.spec.active_deadline_seconds and now.profile_ref:
             profile = await self._profiles.named(now.profile_ref.name)
-            gone = no_limits(now.profile_ref.name, "spec.activeDeadlineSeconds")
-            refused = over_limits(now, profile) if profile else [gone]
-            if refused:
-                problems += tuple(refused)
-                kept = job.spec.active_deadline_seconds
-                now = now.model_copy(update={"active_deadline_seconds": kept})
+            now, beyond = within_limits(job, now, profile)
+            problems += beyond
         return Live.of(now, generation), problems
 
     async def prepared(
@@ -219,6 +216,9 @@ class Acceptance:
         The pod that said it may vanish; what every attempt is made of must not. Once status has
         its digest, nothing else counts for it, whoever wrote that. ``ends`` is whether a preparation
         may have ended: of one that goes on nothing was frozen.
+
+        Raises ``NameTaken``, ``Forbidden`` or ``Invalid`` where it cannot be written down the first
+        time; later what is known by its digest is used all the same.
         """
         uid = accepted.job.uid
         known = self._prepared.get(uid)
@@ -226,14 +226,20 @@ class Acceptance:
             return known
         if found is None and digest is None and not ends:
             return None
-        name = f"{workspace_folder(accepted.job.name, uid)}-prepared"
-        if found is not None and digest in (None, digest_of(found.to_json())):
-            made = _config_map(accepted.job, name, {"report.json": found.to_json()})
-            await create_exactly(self._kube, made, uid)
-            frozen: PrepareReport | None = found
-        else:
+        name = prepared_name(accepted.job)
+        frozen: PrepareReport | None = None
+        if found is None or digest is not None:
             body = await self._kube.find(CONFIG_MAPS, accepted.job.namespace, name)
             frozen = _frozen(body, uid, digest) if body is not None else None
+        if frozen is None and found is not None and digest in (None, digest_of(found.to_json())):
+            made = _config_map(accepted.job, name, {"report.json": found.to_json()})
+            try:
+                await create_exactly(self._kube, made, uid)
+            except (NameTaken, Forbidden, Invalid):
+                if digest is None:
+                    raise
+                return found
+            frozen = found
         if frozen is not None:
             self._prepared[uid] = frozen
             while len(self._prepared) > REMEMBERED:
@@ -315,54 +321,9 @@ class Acceptance:
         return await self._write(made)
 
 
-def changed_spec(job: ResolvedJob, spec: Mapping[str, Any]) -> tuple[JobSpec, tuple[Problem, ...]]:
-    """Return the accepted spec with the fields that may change as the object has them now.
-
-    A field that its user has taken out again is what it would be without a user: the built-in
-    value. One that is not valid is left as it was accepted.
-    """
-    accepted = job.spec.to_json()
-    problems: tuple[Problem, ...] = ()
-    now = dict(accepted)
-    for name in MUTABLE:
-        path = _field_of(name)
-        theirs = spec.get(name)
-        if name == "recovery":
-            own = {
-                key: value
-                for key, value in (accepted.get(name) or {}).items()
-                if job.origins.get(f"recovery.{key}") != "user"
-            }
-            theirs = {**own, **theirs} if isinstance(theirs, Mapping) else own
-        elif theirs is None and job.origins.get(name) != "user":
-            continue
-        tried = {**now, name: theirs} if theirs is not None else _without(now, name)
-        try:
-            JobSpec.model_validate(tried)
-        except ValidationError as error:
-            message = str(error.errors()[0]["msg"])[:512]
-            problems += (Problem(code="invalid-value", field=path, message=message),)
-            continue
-        now = tried
-    return JobSpec.model_validate(now), problems
-
-
-def no_limits(profile: str, field: str) -> Problem:
-    """Return the problem of a change that a profile which is gone would have to allow."""
-    return Problem(
-        code="profile-missing",
-        field=field,
-        message=f"FineTuneProfile {profile} is gone, so nobody says how far this may go",
-        fix="bring it back",
-    )
-
-
-def _field_of(name: str) -> str:
-    return f"spec.{name}"
-
-
-def _without(data: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in data.items() if key != name}
+def prepared_name(job: ResolvedJob) -> str:
+    """Return the name of the ConfigMap that keeps what a job's preparation found and chose."""
+    return f"{workspace_folder(job.name, job.uid)}-prepared"
 
 
 def _name(job: str, uid: str) -> str:
@@ -413,6 +374,3 @@ def _frozen(body: Object, uid: str, digest: str | None) -> PrepareReport | None:
     if digest is not None and digest_of(raw) != digest:
         return None
     return found if found.choices is not None and found.job_uid == uid else None
-
-
-__all__ = ["Acceptance", "Accepted", "Lost", "ProfileMissing", "Profiles", "changed_spec"]

@@ -22,7 +22,7 @@ from finetune_operator.resolve.paths import look
 CONTAINERS = frozenset({"pytorch", "trainer"})
 """Names of the container that is ours; a mesh may have put others beside it."""
 MESSAGE_LIMIT = 512
-_REPORT_LIMIT = 8192
+REPORT_LIMIT = 8192
 _LARGEST = 2**53
 _KILLED, _SIGNALLED = 137, 143
 _VANISHED = frozenset({"ContainerStatusUnknown", "Unknown"})
@@ -102,7 +102,7 @@ def clean(text: Any, limit: int = MESSAGE_LIMIT) -> str:
 
 def report_of(pod: Mapping[str, Any], text: Any) -> TerminationReport | None:
     """Return the termination report of a pod; None unless it is one, and of this job and child."""
-    if not isinstance(text, str) or not 0 < len(text) <= _REPORT_LIMIT:
+    if not isinstance(text, str) or not 0 < len(text) <= REPORT_LIMIT:
         return None
     try:
         data = _harmless(json.loads(text))

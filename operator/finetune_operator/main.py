@@ -26,6 +26,7 @@ from finetune_operator.kube import (
     KubeError,
     Unavailable,
 )
+from finetune_operator.last_seen import LastSeen
 from finetune_operator.log_lines import ATTEMPT, JOB, set_up
 from finetune_operator.observe import Observer
 from finetune_operator.optional_watch import OptionalWatch
@@ -34,7 +35,7 @@ from finetune_operator.progress import Puller
 from finetune_operator.progress_log import LogReader
 from finetune_operator.queue import Key, Queue, Schedule
 from finetune_operator.settings import Settings, instance, kopf_settings, read_settings
-from finetune_operator.watch import ECHO, LastSeen, children_registry, make_registry
+from finetune_operator.watch import ECHO, children_registry, make_registry
 from finetune_operator.worker import Worker
 
 log = logging.getLogger("finetune_operator")

@@ -11,7 +11,7 @@ from finetune_api.names import LABEL_STAGE, LABEL_UID
 from finetune_api.problem import Problem
 from finetune_api.resolved import Stage, StageConfig
 from finetune_api.status import Child, JobStatus
-from finetune_operator.acceptance import Acceptance, Accepted
+from finetune_operator.acceptance import Acceptance, Accepted, prepared_name
 from finetune_operator.backend import (
     BACKENDS,
     CPU_STAGES,
@@ -29,6 +29,8 @@ from finetune_operator.kube import (
     CLAIMS,
     PODS,
     PYTORCH_JOBS,
+    Forbidden,
+    Invalid,
     Kube,
     KubeError,
     Object,
@@ -37,15 +39,15 @@ from finetune_operator.kube import (
     owner_of,
     uid_of,
 )
+from finetune_operator.last_seen import LastSeen
 from finetune_operator.observed import ChildState, Kinds, Observed, Waiting, WorkspaceState
-from finetune_operator.ownership import owned_by, with_owner
+from finetune_operator.ownership import NameTaken, owned_by, with_owner
 from finetune_operator.progress import Puller, Source
 from finetune_operator.queue import Key
 from finetune_operator.render.claims import claim_of
 from finetune_operator.render.workspace import made_by_us, shared, workspace
 from finetune_operator.resolve.paths import look
-from finetune_operator.said import claim_said, prepared_by, published_by, reports_of
-from finetune_operator.watch import LastSeen
+from finetune_operator.said import claim_said, prepared_by, published_by, reports_of, unkept
 from finetune_operator.workspace_folders import earlier
 
 _FRESH_CLAIM = 5.0
@@ -113,7 +115,9 @@ class Observer:
         begun = anew or status.child is not None or status.attempt > 0 or status.tries > 0
         kinds = [BATCH_JOBS] if begun else []
         kinds += [PYTORCH_JOBS] if pytorch and (anew or status.attempt > 0) else []
-        if _is_first(status, anew) and _has_succeeded(status.child, self.seen.of_job(job.uid)):
+        key = Key(job.namespace, job.name)
+        known = self.seen.of_job(key, job.uid)
+        if _is_first(status, anew) and _has_succeeded(status.child, known):
             # How it ended is known, and what it was made of no longer matters: training may begin.
             kinds = []
         (children, pods), (space, around) = await asyncio.gather(
@@ -123,7 +127,7 @@ class Observer:
             self._workspace(accepted, status),
         )
         there = {uid_of(pod) for pod in pods}
-        gone = [pod for pod in self.seen.of_job(job.uid) if uid_of(pod) not in there]
+        gone = [pod for pod in self.seen.of_job(key, job.uid) if uid_of(pod) not in there]
         pods = [with_owner(pod, children, status.child) for pod in pods]
         gone = [with_owner(pod, children, status.child) for pod in gone]
         states = [
@@ -139,7 +143,10 @@ class Observer:
         if begun:
             report = prepared_by(job.uid, states)
             ends = not _goes_on(states, status.child)
-            prepared = await self.acceptance.prepared(accepted, report, frozen, ends=ends)
+            try:
+                prepared = await self.acceptance.prepared(accepted, report, frozen, ends=ends)
+            except (NameTaken, Forbidden, Invalid) as error:
+                states = unkept(states, prepared_name(job), error)
         found = Observed(
             live=live,
             children=tuple(states),
@@ -195,10 +202,6 @@ class Observer:
             pod=str(look(first[-1].pod, "metadata", "name") or ""),
             container=container if isinstance(container, str) else "",
         )
-
-    def forget_pods(self, uid: str) -> None:
-        """Let go of the pods of a job that is gone or has ended."""
-        self.seen.forget(uid)
 
     def _since(self, body: Object) -> int | None:
         """Return the version that a look at a job must not be behind.

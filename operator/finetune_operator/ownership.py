@@ -108,7 +108,7 @@ def with_owner(pod: Object, children: Sequence[Object], current: Child | None) -
     """
     metadata = pod.get("metadata") or {}
     labels = metadata.get("labels") or {}
-    found = [(labels[label], kind) for label, kind in _CHILD_LABELS.items() if labels.get(label)]
+    found = [(labels[label], kind) for label, kind in CHILD_LABELS.items() if labels.get(label)]
     if owner_of(pod) or not found or labels.get(LABEL_MANAGED_BY) != MANAGED_BY:
         return pod
     name, kind = found[0]
@@ -121,7 +121,7 @@ def with_owner(pod: Object, children: Sequence[Object], current: Child | None) -
     return {**pod, "metadata": {**metadata, "ownerReferences": [owner]}}
 
 
-_CHILD_LABELS = {
+CHILD_LABELS = {
     "batch.kubernetes.io/job-name": "Job",
     "training.kubeflow.org/job-name": "PyTorchJob",
 }

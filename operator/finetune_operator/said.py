@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from finetune_api.checkpoint import Claim
 from finetune_api.names import workspace_folder
 from finetune_api.reports import CompletionManifest, PrepareReport, TerminationReport
 from finetune_api.status import Child, JobStatus
 from finetune_operator.acceptance import Accepted
-from finetune_operator.observed import ChildState
+from finetune_operator.endings import clean
+from finetune_operator.kube import Forbidden, Invalid
+from finetune_operator.observed import ChildState, Waiting
+from finetune_operator.ownership import NameTaken
 from finetune_operator.progress import Puller
 from finetune_operator.render.claims import claim_of
 
@@ -28,20 +32,55 @@ def reports_of(states: Sequence[ChildState], child: Child | None) -> list[Termin
 
 def prepared_by(uid: str, states: Sequence[ChildState]) -> PrepareReport | None:
     """Return what a preparation found and chose that has ended with success."""
-    for state in states:
-        for end in state.ends:
-            said = end.report
-            if said is None or said.stage != "prepare" or end.exit_code != 0:
-                continue
-            if said.choices is not None:
-                return PrepareReport(
-                    job_uid=uid,
-                    choices=said.choices,
-                    train=said.data,
-                    memory=said.memory,
-                    problems=said.problems,
-                )
+    for said in (one for state in states for one in _preparations(state)):
+        return PrepareReport(
+            job_uid=uid,
+            choices=said.choices,
+            train=said.data,
+            memory=said.memory,
+            problems=said.problems,
+        )
     return None
+
+
+def unkept(
+    states: Sequence[ChildState], name: str, error: NameTaken | Forbidden | Invalid
+) -> list[ChildState]:
+    """Return children whose preparation is not over before what it found is written down.
+
+    Nothing could be resumed without it, so that the job waits until the ConfigMap of this name can
+    be made.
+    """
+    what = "what the preparation found cannot be kept"
+    if isinstance(error, NameTaken):
+        why = Waiting("NameTaken", f"{what}: {error.message}")
+    else:
+        fix = "ask who runs the cluster to allow it"
+        reason = "CreationRefused" if isinstance(error, Invalid) else "CreationForbidden"
+        if isinstance(error, Forbidden) and "exceeded quota" in error.message:
+            reason, fix = "QuotaExceeded", "free some of the namespace's quota or have it raised"
+        text = clean(error.message)
+        why = Waiting(
+            reason, f"{what} in ConfigMap {name}: {text}; {fix}; the job goes on by itself then"
+        )
+    return [
+        replace(state, over=False, withdrawn=False, ends=(), waiting=why)
+        if _preparations(state)
+        else state
+        for state in states
+    ]
+
+
+def _preparations(state: ChildState) -> list[TerminationReport]:
+    """Return what a child's processes said that prepared with success."""
+    return [
+        end.report
+        for end in state.ends
+        if end.report is not None
+        and end.report.stage == "prepare"
+        and end.report.choices is not None
+        and end.exit_code == 0
+    ]
 
 
 def claim_said(

@@ -14,7 +14,7 @@ from finetune_api.document import digest_of
 from finetune_api.problem import Problem, Refused
 from finetune_api.status import JobStatus, ResolvedRef
 from finetune_operator import metrics
-from finetune_operator.acceptance import Acceptance, Accepted, Lost, no_limits
+from finetune_operator.acceptance import Acceptance, Accepted, Lost
 from finetune_operator.act import Deed, act, clean, superseded
 from finetune_operator.events import Recorder, transitions
 from finetune_operator.known_jobs import KnownJobs, Stale
@@ -28,6 +28,7 @@ from finetune_operator.kube import (
     is_ending,
     uid_of,
 )
+from finetune_operator.live_spec import no_limits
 from finetune_operator.log_lines import ATTEMPT
 from finetune_operator.observe import Around, Observer
 from finetune_operator.observed import Observed
@@ -137,7 +138,9 @@ class Worker:
             await self._refuse(key, body, status, "NameTaken", taken.message)
             return self.unreachable_seconds
         except Forbidden as error:
-            await self._refuse(key, body, status, "RightMissing", str(error))
+            full = "exceeded quota" in error.message
+            reason = "QuotaExceeded" if full else "RightMissing"
+            await self._refuse(key, body, status, reason, str(error))
             return self.unreachable_seconds
         except Lost as lost:
             await self._refuse(key, body, status, "ResolvedJobLost", str(lost))
@@ -267,7 +270,7 @@ class Worker:
     def _rest(self, key: Key, body: Object, step: Finish, uid: str) -> None:
         if step.expires is None:
             self.settled[key] = str(body["metadata"].get("resourceVersion"))
-        self.observer.forget_pods(uid)
+        self.observer.seen.forget(key, uid)
 
     async def _refuse(
         self, key: Key, body: Object, status: JobStatus, reason: str, message: str
@@ -313,11 +316,13 @@ class Worker:
         known = self._uids.get(key)
         if known is not None and known != uid:
             self.acceptance.forget(known)
-            self.observer.forget_pods(known)
+            self.observer.seen.forget(key, known)
             self.puller.forget(known)
             self._restarting.discard(known)
             self.settled.pop(key, None)
             self.unaccepted.discard(key)
+        # Pods that go after their job tell of it when it is known no more.
+        self.observer.seen.forget_others(key, uid)
         if uid:
             self._uids[key] = uid
         else:

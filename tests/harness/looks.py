@@ -10,10 +10,10 @@ from typing import Any
 from finetune_operator.acceptance import Acceptance, Profiles
 from finetune_operator.events import Recorder
 from finetune_operator.kube import KubeError
+from finetune_operator.last_seen import LastSeen, is_worth_keeping
 from finetune_operator.observe import Observer
 from finetune_operator.progress import Puller
 from finetune_operator.queue import Key
-from finetune_operator.watch import LastSeen, is_worth_keeping
 from finetune_operator.worker import Worker
 from harness.jobs import job_object
 from harness.memory_api import Crash, MemoryApi, MemoryKube

@@ -217,6 +217,33 @@ def over_limits(spec: JobSpec, profile: Profile) -> list[Problem]:
     return found
 
 
+def removed_deadline(before: JobSpec, now: JobSpec, profile: Profile) -> list[Problem]:
+    """Return the problem of a job whose user has taken its deadline away, where limits ask for one.
+
+    A job that is accepted without one gets the longest that there may be; later nothing is chosen
+    for it any more, so that the one that it had stays.
+    """
+    had = before.active_deadline_seconds
+    resources = now.resources
+    most = _deadlines(profile.spec.limits, resources.nodes * resources.accelerator.per_node)
+    if had is None or now.active_deadline_seconds is not None or not most:
+        return []
+    seconds, name = min(most)
+    field = "spec.activeDeadlineSeconds"
+    return [
+        Problem(
+            code="over-limit",
+            field=field,
+            message=cut(
+                f"{field} was removed; profile {profile.name} allows at most {_seconds(seconds)}"
+                f" (limits.{name}), so {_seconds(had)} stays"
+            ),
+            fix=f"set activeDeadlineSeconds to at most {_seconds(seconds)}, or ask who runs the"
+            " cluster",
+        )
+    ]
+
+
 def _seconds(count: float) -> str:
     """Return a number of seconds with what it is for people: ``259200 (3d)``."""
     return f"{int(count)} ({format_duration(count)})"

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from finetune_api.document import digest_of
+from finetune_operator.kube import Forbidden
 from harness.looks import CHILDREN, MAPS, NAMESPACE, PROFILES, Looks
 from harness.operator_driver import JOBS
 from harness.played_runs import Run, trains_forever
@@ -54,6 +57,28 @@ def test_without_an_image_nothing_starts():
 
     assert looks.conditions()["Accepted"][1] == "TrainerImageMissing"
     assert looks.children() == []
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("exceeded quota: small, requested: count/configmaps=1", "QuotaExceeded"),
+        ('cannot create resource "configmaps"', "RightMissing"),
+    ],
+)
+def test_a_namespace_without_room_for_the_resolved_job_is_no_missing_right(message, reason):
+    looks = Looks()
+    looks.create()
+
+    def refuse(method, path):
+        if method == "POST" and path == MAPS:
+            raise Forbidden(403, message, "Forbidden")
+
+    looks.kube.refuse = refuse
+    assert looks.settle() == 30.0
+    assert looks.conditions()["Accepted"] == ("False", reason, f"403 Forbidden: {message}")
+    looks.kube.refuse = lambda method, path: None
+    assert looks.live()["outcome"] == "Succeeded"
 
 
 def test_a_status_that_cannot_be_read_hurts_that_job_alone():

@@ -10,15 +10,15 @@ from finetune_api.names import LABEL_JOB, LABEL_UID
 from finetune_api.problem import Problem
 from finetune_api.reports import Progress
 from finetune_api.status import Condition, JobStatus
-from finetune_operator.acceptance import changed_spec
 from finetune_operator.events import Recorder, transitions
 from finetune_operator.kube import Conflict, Forbidden, NotFound, Unavailable, _error
+from finetune_operator.last_seen import LastSeen, is_worth_keeping
+from finetune_operator.live_spec import changed_spec
 from finetune_operator.probes import Health
 from finetune_operator.progress import Puller, Source, accepted, is_news
 from finetune_operator.queue import Key
 from finetune_operator.refusal import refused, words
 from finetune_operator.settings import Backoffs, kopf_settings, read_settings
-from finetune_operator.watch import LastSeen, is_worth_keeping
 from harness.simulation import START, make_job, ref
 
 SOURCE = Source(Key("team", "bot"), "uid-1", 2, "127.0.0.1")
@@ -153,7 +153,8 @@ def test_a_pod_is_asked_again_by_itself_until_its_job_is_left():
 
 def pod(uid, job="job-1", **status):
     labels = {LABEL_UID: job, LABEL_JOB: "bot"}
-    metadata = {"name": f"pod-{uid}", "uid": uid, "labels": labels, "managedFields": ["large"]}
+    metadata = {"name": f"pod-{uid}", "namespace": "team", "uid": uid, "labels": labels}
+    metadata["managedFields"] = ["large"]
     return {"metadata": metadata, "spec": {"containers": ["large"]}, "status": status}
 
 
@@ -163,12 +164,13 @@ def test_the_last_state_of_a_pod_is_kept_without_its_template():
     seen.keep(pod("1", phase="Failed"))
     seen.keep(pod("2", job="job-2", phase="Failed"))
 
-    (kept,) = seen.of_job("job-1")
+    key = Key("team", "bot")
+    (kept,) = seen.of_job(key, "job-1")
     assert kept["status"] == {"phase": "Failed"}
     assert "managedFields" not in kept["metadata"]
-    assert kept["spec"] == {}
-    seen.forget("job-1")
-    assert seen.of_job("job-1") == []
+    assert "spec" not in kept
+    seen.forget(key, "job-1")
+    assert seen.of_job(key, "job-1") == []
     assert len(seen) == 1
 
 
@@ -177,7 +179,11 @@ def test_the_table_is_bounded_and_drops_the_oldest():
     for number in range(5):
         seen.keep(pod(str(number)))
 
-    assert [kept["metadata"]["uid"] for kept in seen.of_job("job-1")] == ["2", "3", "4"]
+    assert [kept["metadata"]["uid"] for kept in seen.of_job(Key("team", "bot"), "job-1")] == [
+        "2",
+        "3",
+        "4",
+    ]
 
 
 @pytest.mark.parametrize(

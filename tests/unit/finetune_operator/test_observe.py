@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from finetune_operator.kube import BATCH_JOBS, Listing, Resource
+from finetune_operator.last_seen import LastSeen
 from finetune_operator.observe import Observer
-from finetune_operator.watch import LastSeen
+from finetune_operator.queue import Key
 from harness.looks import CHILDREN, NAMESPACE, PODS, Looks
 from harness.played_runs import Run, trains_forever
 
@@ -154,7 +155,7 @@ def test_what_was_told_of_a_job_that_is_gone_is_forgotten() -> None:
     seen = LastSeen(limit=2)
     for uid in ("a", "b", "c"):
         seen.hear(uid, "4")
-    seen.forget("b")
+    seen.forget(Key(NAMESPACE, "bot"), "b")
 
     assert [seen.newest(uid) for uid in ("a", "b", "c")] == [0, 0, 4]
 
