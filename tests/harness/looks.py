@@ -42,8 +42,15 @@ class Looks:
 
     def __post_init__(self) -> None:
         self.key = Key(NAMESPACE, self.name)
+        self.api.clock = self.now
         self.api.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-        self.player = PodPlayer(self.api, NAMESPACE, self.script)  # type: ignore[arg-type]
+        self.player = PodPlayer(
+            self.api,  # type: ignore[arg-type]
+            NAMESPACE,
+            self.script,
+            pytorch=self.api.pytorch,
+            clock=self.api.time,
+        )
         self.api.deleted = self._deleted
         self.restart()
 
@@ -62,8 +69,12 @@ class Looks:
             observer=Observer(self.kube, acceptance, self.seen, self.puller),
             puller=self.puller,
             recorder=Recorder(self.kube, "test"),
-            clock=lambda: datetime.now(UTC) + self.ahead,
+            clock=self.now,
         )
+
+    def now(self) -> datetime:
+        """Return the time, which is the same for all."""
+        return datetime.now(UTC) + self.ahead
 
     def create(self, labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
         """Create the job; ``spec`` is laid over the harness's."""

@@ -51,7 +51,12 @@ class MemoryApi:
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.writes: list[str] = []
         self.deleted: Callable[[dict[str, Any]], None] = lambda body: None
+        self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._versions = itertools.count(1)
+
+    def time(self) -> str:
+        """Return the time as objects have it."""
+        return self.clock().strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def get(self, path: str) -> dict[str, Any]:
         """Read, as the harness's client does."""
@@ -125,7 +130,7 @@ class MemoryApi:
             "uid": f"{number:08d}-0000-4000-8000-000000000000",
             "resourceVersion": str(number),
             "generation": 1,
-            "creationTimestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "creationTimestamp": self.time(),
         }
         body = {"kind": _KINDS[plural], **body}
         if plural in ("jobs", "pytorchjobs", "pods"):
@@ -178,8 +183,7 @@ class MemoryApi:
         graceful = plural == "pods" and options.get("gracePeriodSeconds") != 0
         self.writes.append(f"delete {plural} {name}")
         if options.get("propagationPolicy") == "Foreground" or graceful:
-            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            there["metadata"].setdefault("deletionTimestamp", now)
+            there["metadata"].setdefault("deletionTimestamp", self.time())
             if not graceful:
                 there["metadata"]["finalizers"] = [FOREGROUND]
             self._touch(there)

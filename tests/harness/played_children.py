@@ -154,3 +154,37 @@ PYTORCH_JOB = Kind(
     replaces_pending=True,
 )
 KINDS = {kind.name: kind for kind in (JOB, PYTORCH_JOB)}
+
+
+def owner_of(pod: Object) -> str:
+    """Return the uid of the child that a pod belongs to; empty where it was orphaned."""
+    owners = pod["metadata"].get("ownerReferences") or ()
+    return str(owners[0]["uid"]) if owners else ""
+
+
+def index_of(pod: Object) -> int:
+    """Return the number of a pod."""
+    labels = pod["metadata"]["labels"]
+    return next(int(labels[kind.index]) for kind in KINDS.values() if kind.index in labels)
+
+
+def no_room(at: str) -> Object:
+    """Return the condition of a pod that fits on no node."""
+    return {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
+        "lastTransitionTime": at,
+    }
+
+
+def to_make_room(at: str) -> Object:
+    """Return the condition of a pod that goes for one of higher priority."""
+    return {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "PreemptionByScheduler",
+        "message": "default-scheduler: preempting to accommodate a higher priority pod",
+        "lastTransitionTime": at,
+    }

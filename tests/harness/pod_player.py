@@ -19,7 +19,7 @@ from finetune_api.checkpoint import CheckpointRef
 from finetune_api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_STAGE, LABEL_UID
 from harness.control_plane import Api, ApiError
 from harness.kept_api import KeptApi
-from harness.played_children import KINDS, Kind
+from harness.played_children import KINDS, Kind, index_of, no_room, owner_of, to_make_room
 from harness.played_runs import Run, Script, said
 
 FOREGROUND = "foregroundDeletion"
@@ -46,8 +46,13 @@ class PodPlayer:
     """What jobs that are gone owned is removed, as the garbage collector does."""
     held: set[str] = field(default_factory=set)
     """Beginnings of the names of pods that do not begin to run."""
+    roomless: set[str] = field(default_factory=set)
+    """Beginnings of the names of pods for which the scheduler finds no node."""
+    lost: set[str] = field(default_factory=set)
+    """Names of pods whose node has gone: they stay as they are, and their controller sees no change."""
     still: bool = False
     """Nothing happens: the controllers and the kubelet are away."""
+    clock: Callable[[], str] = now
     pause: float = 0.05
     """Seconds between two turns."""
     address: Callable[[str], str] = lambda job: "127.0.0.1"
@@ -108,28 +113,26 @@ class PodPlayer:
         self._count(pods)
         uids = {child["metadata"]["uid"] for _, child in children}
         for pod in pods:
-            owner = _owner(pod)
+            owner = owner_of(pod)
             if (owner and owner not in uids) or "deletionTimestamp" in pod["metadata"]:
                 self._end_pod(pod)
             elif not owner:
                 self._run_pod(pod)
         for kind, child in children:
-            own = [pod for pod in pods if _owner(pod) == child["metadata"]["uid"]]
+            own = [pod for pod in pods if owner_of(pod) == child["metadata"]["uid"]]
             self._play(kind, child, own)
 
     def preempt(self, name: str) -> None:
         """Tell a pod to make room, as the scheduler does for one of higher priority."""
         path = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
-        target = {
-            "type": "DisruptionTarget",
-            "status": "True",
-            "reason": "PreemptionByScheduler",
-            "message": "default-scheduler: preempting to accommodate a higher priority pod",
-            "lastTransitionTime": now(),
-        }
-        status = {"status": {"conditions": [target]}}
+        status = {"status": {"conditions": [to_make_room(self.clock())]}}
         self.api.request("PATCH", f"{path}/status", status, "application/merge-patch+json")
         self.api.delete(path)
+
+    def lose(self, name: str) -> None:
+        """Lose the node of a pod, which the cluster then tells to end."""
+        self.lost.add(name)
+        self.api.request("DELETE", f"/api/v1/namespaces/{self.namespace}/pods/{name}", {})
 
     def _collect(self) -> None:
         """Remove what belongs to a FineTuneJob that does not exist any more."""
@@ -150,7 +153,7 @@ class PodPlayer:
         for pod in pods:
             if pod["status"].get("phase") in ("Pending", "Running"):
                 labels = pod["metadata"]["labels"]
-                child = _owner(pod) or f"{labels[LABEL_STAGE]} {labels[LABEL_ATTEMPT]}"
+                child = owner_of(pod) or f"{labels[LABEL_STAGE]} {labels[LABEL_ATTEMPT]}"
                 alive.setdefault(labels[LABEL_JOB], set()).add(child)
         for job, owners in alive.items():
             self.most_alive[job] = max(len(owners), self.most_alive.get(job, 0))
@@ -176,16 +179,16 @@ class PodPlayer:
             return
         wanted = kind.wanted(child)
         for pod in pods:
-            if _index(pod) >= wanted:
-                self._places.pop((metadata["uid"], _index(pod)), None)
+            if index_of(pod) >= wanted:
+                self._places.pop((metadata["uid"], index_of(pod)), None)
                 self._end_pod(pod)
-        pods = [pod for pod in pods if _index(pod) < wanted]
+        pods = [pod for pod in pods if index_of(pod) < wanted]
         lost = self._lost(kind, child, pods, wanted)
         if lost:
             self._finish(kind, child, False, ["Failed"])
             self._end_running(pods)
             return
-        missing = sorted(set(range(wanted)) - {_index(pod) for pod in pods})
+        missing = sorted(set(range(wanted)) - {index_of(pod) for pod in pods})
         for index in missing:
             self._make_pod(kind, child, index)
         if missing:
@@ -199,12 +202,12 @@ class PodPlayer:
         elif phases and all(phase == "Succeeded" for phase in phases):
             self._finish(kind, child, True, phases)
         elif not child.get("status", {}).get("startTime"):
-            self._child_status(kind, child, kind.began(now()))
+            self._child_status(kind, child, kind.began(self.clock()))
 
     def _lost(self, kind: Kind, child: Object, pods: list[Object], wanted: int) -> bool:
         """Tell whether a pod was taken away: with one of these, the whole has failed."""
         uid = child["metadata"]["uid"]
-        there = {_index(pod): pod for pod in pods}
+        there = {index_of(pod): pod for pod in pods}
         for index in range(wanted):
             known, ran = self._places.get((uid, index), ("", False))
             pod = there.get(index)
@@ -213,6 +216,7 @@ class PodPlayer:
                     return True
                 del self._places[(uid, index)]
             told = pod is not None and "deletionTimestamp" in pod["metadata"]
+            told = told and pod["metadata"]["name"] not in self.lost
             if told and (ran or not kind.replaces_pending):
                 return True
         return False
@@ -224,7 +228,7 @@ class PodPlayer:
             del self._places[place]
         conditions = child.get("status", {}).get("conditions") or ()
         if not pods and not any(one["type"] == "Suspended" for one in conditions):
-            self._child_status(kind, child, kind.paused(now()))
+            self._child_status(kind, child, kind.paused(self.clock()))
 
     def _end_running(self, pods: list[Object]) -> None:
         for pod in pods:
@@ -273,18 +277,31 @@ class PodPlayer:
 
     def _run_pod(self, pod: Object) -> None:
         phase, uid = pod["status"].get("phase"), pod["metadata"]["uid"]
+        if pod["metadata"]["name"] in self.lost:
+            return
         if phase == "Pending":
             if pod["metadata"]["name"].startswith(tuple(self.held)):
                 return
+            if pod["metadata"]["name"].startswith(tuple(self.roomless)):
+                self._find_no_node(pod)
+                return
             self._began[uid] = time.monotonic()
-            self._places[(_owner(pod), _index(pod))] = (uid, True)
-            state = {"running": {"startedAt": now()}}
+            self._places[(owner_of(pod), index_of(pod))] = (uid, True)
+            state = {"running": {"startedAt": self.clock()}}
             self._pod_status(pod, "Running", state)
         elif phase == "Running":
             run = self._script_of(pod)
             began = self._began.setdefault(uid, time.monotonic())
             if not run.forever and time.monotonic() - began >= run.seconds:
                 self._terminate(pod, run)
+
+    def _find_no_node(self, pod: Object) -> None:
+        if pod["status"].get("conditions"):
+            return
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}/status"
+        status = {"conditions": [no_room(self.clock())]}
+        patch = {"metadata": {"uid": pod["metadata"]["uid"]}, "status": status}
+        self._client.request("PATCH", path, patch, "application/merge-patch+json")
 
     def _script_of(self, pod: Object) -> Run:
         stage, attempt, node = self._who(pod)
@@ -293,7 +310,7 @@ class PodPlayer:
 
     def _who(self, pod: Object) -> tuple[str, int, int]:
         labels = pod["metadata"]["labels"]
-        return labels[LABEL_STAGE], int(labels.get(LABEL_ATTEMPT, 0)), _index(pod)
+        return labels[LABEL_STAGE], int(labels.get(LABEL_ATTEMPT, 0)), index_of(pod)
 
     def _terminate(self, pod: Object, run: Run) -> None:
         stage, attempt, node = self._who(pod)
@@ -307,8 +324,8 @@ class PodPlayer:
             "terminated": {
                 "exitCode": run.exit_code,
                 "reason": "Completed" if run.exit_code == 0 else "Error",
-                "startedAt": now(),
-                "finishedAt": now(),
+                "startedAt": self.clock(),
+                "finishedAt": self.clock(),
                 "message": json.dumps(report.to_json()),
             }
         }
@@ -319,7 +336,7 @@ class PodPlayer:
         address = self.address(pod["metadata"]["labels"][LABEL_JOB])
         status = {
             "phase": phase,
-            "startTime": pod["status"].get("startTime") or now(),
+            "startTime": pod["status"].get("startTime") or self.clock(),
             "podIP": address,
             "podIPs": [{"ip": address}],
             "containerStatuses": [
@@ -341,6 +358,8 @@ class PodPlayer:
         """SIGTERM: the process saves and ends with 143; then the object goes."""
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         path = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
+        if name in self.lost:
+            return
         if pod["status"].get("phase") == "Running":
             stage, _, _ = self._who(pod)
             self._terminate(
@@ -363,7 +382,7 @@ class PodPlayer:
         self._client.request("PATCH", path, patch, "application/merge-patch+json")
 
     def _finish(self, kind: Kind, child: Object, success: bool, phases: list[str]) -> None:
-        at = now()
+        at = self.clock()
         began = {"startTime": child.get("status", {}).get("startTime") or at}
         self._child_status(kind, child, {**began, **kind.ended(success, phases, at)})
 
@@ -374,14 +393,3 @@ class PodPlayer:
 
 
 _OWNED = ("configmaps", "services", "persistentvolumeclaims")
-
-
-def _owner(pod: Object) -> str:
-    """Return the uid of the child that a pod belongs to; empty where it was orphaned."""
-    owners = pod["metadata"].get("ownerReferences") or ()
-    return str(owners[0]["uid"]) if owners else ""
-
-
-def _index(pod: Object) -> int:
-    labels = pod["metadata"]["labels"]
-    return next(int(labels[kind.index]) for kind in KINDS.values() if kind.index in labels)
