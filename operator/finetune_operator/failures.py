@@ -177,6 +177,18 @@ NEVER_TRAINED = Row(
 )
 """What is said of NoProgress where attempts did not come as far as training."""
 
+NO_ROOM = Row(
+    "nothing",
+    True,
+    "no-room",
+    "there was no room for all processes within recovery.startTimeout",
+    "nothing needs mending where room will come: it is tried again until there is some; else ask for"
+    " less, or for a larger quota",
+)
+"""What is said of StartTimeout where the processes only waited for room."""
+ROOM = frozenset({"WaitingForRoom", "QuotaExceeded", "Gated", "Queued"})
+"""Reasons for which processes wait that others hold what they need, and that end by themselves."""
+
 _CODES: dict[int, FailureClass] = {
     ExitCode.INVALID_CONFIG: "InvalidConfig",
     ExitCode.INVALID_DATA: "InvalidData",

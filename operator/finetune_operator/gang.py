@@ -108,6 +108,7 @@ def state(facts: Facts, found: Sequence[Member], events: Sequence[Object] = ()) 
         ran=_ran(facts.processes, newest),
         waiting=_waiting(facts, live, running, ends, events),
         stopped_at=_stopped_at(facts, live),
+        told_at=_told_at(facts, live),
         replaced=_replaced(facts, found),
         withdrawn=facts.rests and not facts.finished and not live and bool(ends),
         held=_held(facts),
@@ -268,6 +269,18 @@ def _stopped_at(facts: Facts, live: Sequence[Member]) -> datetime | None:
     """Return when the child was told to end: one pod that has to go takes the gang with it."""
     told = [member.told for member in live if member.told is not None]
     return min([*told, *([facts.deleted_at] if facts.deleted_at else [])], default=None)
+
+
+def _told_at(facts: Facts, live: Sequence[Member]) -> datetime | None:
+    """Return when the last of the pods that may still run was told to end; None unless all were.
+
+    That their owner is deleted tells them nothing yet, and one that is neither deleted nor at its
+    end makes another for a pod that goes.
+    """
+    told = [member.told for member in live if member.told is not None]
+    if not (facts.finished or facts.deleted_at) or len(told) < len(live):
+        return None
+    return max(told, default=facts.deleted_at)
 
 
 def _waiting(

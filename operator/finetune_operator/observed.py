@@ -65,7 +65,10 @@ class ChildState:
     """All processes ran at the same time, at least once."""
     waiting: Waiting | None = None
     stopped_at: datetime | None = None
-    """When it was told to end."""
+    """When it, or the first of its processes, was told to end."""
+    told_at: datetime | None = None
+    """When the last was told of those that may still run. None while one of them was not, or while
+    another may be started."""
     replaced: str = ""
     """A process of the gang whose place another has taken: the gang cannot be whole any more."""
     withdrawn: bool = False

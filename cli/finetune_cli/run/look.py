@@ -92,6 +92,7 @@ def child_state(child: LocalChild, layout: Layout, uid: str) -> ChildState:
             running += 1
         else:
             ends += _end_unseen(child, kept, layout, uid)
+    told_at = _time(child.stopped_at) if child.stopped_at else None
     return ChildState(
         name=child.name,
         uid=child.uid,
@@ -101,7 +102,8 @@ def child_state(child: LocalChild, layout: Layout, uid: str) -> ChildState:
         over=running == 0,
         active_since=_time(child.started_at),
         ran=all(has_started(kept) for kept in child.kept),
-        stopped_at=_time(child.stopped_at) if child.stopped_at else None,
+        stopped_at=told_at,
+        told_at=told_at,
     )
 
 

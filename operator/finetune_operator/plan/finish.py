@@ -35,14 +35,19 @@ def retried(s: Situation) -> Situation:
 
 
 def finished(s: Situation) -> Step | None:
-    """End what still runs of a job that has its outcome, then rest until its time is over."""
+    """End what still runs of a job that has its outcome, then rest until its time is over.
+
+    What was told to end and gave no sign for longer than its grace period is waited for no longer:
+    nothing starts after it.
+    """
     ledger = s.ledger
     if ledger.outcome is None:
         return None
     for child in s.observed.children:
-        if not child.over:
+        lost_at = s.lost_at(child)
+        if not child.over and (lost_at is None or s.now < lost_at):
             reason = ledger.last_failure.class_ if ledger.last_failure else "Stopped"
-            return Stop(child.name, reason, "the job has ended", s.given_up(child))
+            return Stop(child.name, reason, "the job has ended", lost_at)
     ended = time_of(ledger.finished_at)
     ttl = s.observed.live.ttl_seconds_after_finished
     expires = later(ended, ttl) if ended is not None and ttl is not None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.reports import Progress
-from finetune_operator.failures import Cause
+from finetune_operator.failures import NO_ROOM, Cause
 from finetune_operator.plan.situation import Situation
 
 
@@ -12,11 +12,10 @@ def without_progress(s: Situation, cause: Cause) -> dict[str, int]:
 
     Waiting for room and stopping are no attempts.
     """
-    ledger, child = s.ledger, s.child
-    waited = child.waiting.reason if child is not None and child.waiting is not None else ""
+    ledger = s.ledger
     if s.stage != "train" or cause.class_ == "Stopped":
         return {}
-    if cause.class_ == "StartTimeout" and waited in ("WaitingForRoom", "Queued"):
+    if (cause.class_, cause.code) == ("StartTimeout", NO_ROOM.code):
         return {}
     if _progressed(s):
         return {"attempts_without_progress": 0, "interrupted_starts": 0}

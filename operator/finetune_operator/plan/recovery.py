@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from finetune_api.reports import Goodput
@@ -11,6 +12,8 @@ from finetune_operator.failures import (
     HALVINGS,
     INTERRUPTED_STARTS,
     NEVER_TRAINED,
+    NO_ROOM,
+    ROOM,
     ROWS,
     WITHOUT_PROGRESS,
     Cause,
@@ -83,21 +86,31 @@ def ended(s: Situation) -> Situation:
     if child is None:
         if not ledger.child.uid:
             return s
-        return _after(s, of_class(ledger.stopping or "LostInfrastructure", s.now))
+        return _after(s, _written(s, ledger.stopping or "LostInfrastructure", s.now))
     lost_at = s.given_up(child)
     if not child.over and not child.withdrawn and (lost_at is None or s.now < lost_at):
         return s
     cause = classify(s.stage, _all_ends(s, child))
     if cause is not None and ledger.stopping is not None and not cause.own_word:
-        said = ledger.last_failure
-        kept = said.message if said is not None and said.class_ == ledger.stopping else ""
-        cause = of_class(ledger.stopping, cause.at, message=kept, process=cause.process)
+        cause = _written(s, ledger.stopping, cause.at, cause.process)
     if cause is None and s.stage == "prepare" and s.observed.choices is None:
         cause = replace(
             of_class("Crashed", s.now), message="the preparation ended, but left no choices"
         )
     s = _spent(s, child)
     return _succeeded(s) if cause is None else _after(s, cause)
+
+
+def _written(s: Situation, class_: FailureClass, at: datetime, process: str = "") -> Cause:
+    """Return the cause of an end that we brought about, in the words that were written down before.
+
+    What was known when it was told to end (why it did not start, say) is not to be seen of it any
+    more once it has ended.
+    """
+    cause, said = of_class(class_, at, process=process), s.ledger.last_failure
+    if s.ledger.stopping is None or said is None or said.class_ != class_:
+        return cause
+    return replace(cause, code=said.code, message=said.message, fix=said.fix)
 
 
 def _all_ends(s: Situation, child: ChildState) -> tuple[ProcessEnd, ...]:
@@ -271,11 +284,20 @@ def told_to_stop(s: Situation) -> Situation:
     if s.deadline is not None and s.now >= s.deadline:
         return s.with_ledger(stopping="DeadlineExceeded")
     if s.start_deadline is not None and s.now >= s.start_deadline:
-        why = f"{child.waiting.reason}: {child.waiting.message}" if child.waiting else ""
-        text = f"not all processes ran within {live.recovery.start_timeout}; {why}".rstrip("; ")
-        cause = of_class("StartTimeout", s.now, message=text)
+        cause = _not_started(s, child)
         return s.with_ledger(stopping="StartTimeout", last_failure=cause.failure(text_of(s.now)))
     return s
+
+
+def _not_started(s: Situation, child: ChildState) -> Cause:
+    """Return why a child is given up of which not all processes ran in time."""
+    limit = s.observed.live.recovery.start_timeout
+    why = f"{child.waiting.reason}: {child.waiting.message}" if child.waiting else ""
+    text = f"not all processes ran within {limit}; {why}".rstrip("; ")
+    cause = of_class("StartTimeout", s.now, message=text)
+    if child.waiting is not None and child.waiting.reason in ROOM:
+        return replace(cause, code=NO_ROOM.code, fix=NO_ROOM.fix)
+    return cause
 
 
 def stop(s: Situation) -> Step | None:
@@ -289,12 +311,12 @@ def stop(s: Situation) -> Step | None:
 def stragglers(s: Situation) -> Step | None:
     """End what is left of earlier tries, and wait for it before anything new starts.
 
-    Where the volume can be written by several nodes, a try that gave no sign for longer than its
-    grace period holds nothing up: should it come back, the claims fence it. Elsewhere it holds the
-    volume, and only somebody who knows that its node is gone may remove it.
+    Where the volume can be written by several nodes, a try of which all processes were told to end
+    and gave no sign for longer than their grace period holds nothing up: should it come back, the
+    claims fence it. Elsewhere it holds the volume, and only somebody who knows that its node is
+    gone may remove it.
     """
     for child in s.observed.strangers(s.ledger.child):
-        lost_at = s.given_up(child)
         if child.held:
             text = f"{child.name} was suspended by somebody else; training goes on when it is"
             text += " let go on, or deleted"
@@ -302,8 +324,9 @@ def stragglers(s: Situation) -> Step | None:
                 text = f"somebody else has set {child.emptied} of {child.name} to 0; training goes"
                 text += f" on when it is set back, or {child.name} is deleted"
             return Wait(None, "Recovering", "SuspendedByOthers", text)
-        if lost_at is None or child.stopped_at is None:
-            return Stop(child.name, "LostInfrastructure", "its try has ended", lost_at)
+        lost_at = s.lost_at(child)
+        if lost_at is None:
+            return Stop(child.name, "LostInfrastructure", "its try has ended")
         if s.now < lost_at:
             text = f"{child.name} is ending"
             return Wait(lost_at, "Recovering", "WaitingForLastAttempt", text)

@@ -45,12 +45,17 @@ class Situation:
         return None if child is None or child.over else child
 
     def given_up(self, child: ChildState) -> datetime | None:
-        """When a child that was told to end, or has lost a process, counts as lost."""
+        """When the ledger's child that was told to end, or has lost a process, has ended for it."""
         since = [at for at in (child.failed_at, child.stopped_at) if at is not None]
-        if not since:
-            return None
-        wait = self.job.spec.checkpoint.grace_period_seconds + AFTER_GRACE
-        return later(min(since), wait)
+        return later(min(since), self._patience) if since else None
+
+    def lost_at(self, child: ChildState) -> datetime | None:
+        """When what is left of a child counts as lost; None while some of it was not told to end."""
+        return None if child.told_at is None else later(child.told_at, self._patience)
+
+    @property
+    def _patience(self) -> float:
+        return self.job.spec.checkpoint.grace_period_seconds + AFTER_GRACE
 
     @property
     def deadline(self) -> datetime | None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from finetune_api.checkpoint import Claim, Rejected
 from finetune_api.job.lifecycle import Recovery
 from finetune_api.reports import Goodput, Progress, TerminationReport
-from finetune_api.status import Child, FailureClass, Ledger
+from finetune_api.status import Child, Ledger
 from finetune_operator.observed import (
     ChildState,
     EndReason,
@@ -65,10 +65,17 @@ class Job:
         end = ProcessEnd("w", self.now, code, reason, report=told)
         self.look(replace(self.child, ran=True, ends=(end,)), heard, claim)
 
-    def stop(self, why: FailureClass, waited: str) -> None:
-        """End an attempt that never ran, as the planner itself decided."""
-        self.ledger = self.ledger.model_copy(update={"stopping": why})
-        self.look(replace(self.child, waiting=Waiting(waited)))
+    def stop(self) -> None:
+        """End an attempt on request."""
+        self.ledger = self.ledger.model_copy(update={"stopping": "Stopped"})
+        self.look(self.child)
+
+    def wait(self, waited: str) -> None:
+        """Let an attempt wait until it is told to end; what has ended waits for nothing."""
+        began, self.now = self.now, self.now + timedelta(minutes=30)
+        self.look(replace(self.child, over=False, active_since=began, waiting=Waiting(waited)))
+        assert self.ledger.stopping == "StartTimeout"
+        self.look(self.child)
 
     @property
     def child(self) -> ChildState:
@@ -244,15 +251,15 @@ def test_what_fails_by_itself_before_its_first_step_counts_as_ever(code: int) ->
 def test_an_attempt_that_could_not_start_in_time_counts_as_ever() -> None:
     job = Job()
     for _ in range(3):
-        job.stop("StartTimeout", "ImagePullFailed")
+        job.wait("ImagePullFailed")
     assert job.counted() == ("Failed", 3, 0)
 
 
 def test_waiting_for_room_and_stopping_change_neither_count() -> None:
     job = Job()
     job.end(143, report())
-    job.stop("StartTimeout", "WaitingForRoom")
-    job.stop("Stopped", "")
+    job.wait("WaitingForRoom")
+    job.stop()
     assert job.counted() == (None, 1, 1)
     assert job.ledger.attempt == 4
 

@@ -103,6 +103,8 @@ children = st.builds(
     ran=st.booleans(),
     waiting=st.none() | waitings,
     stopped_at=st.none() | times,
+    told_at=st.none() | times,
+    held=st.booleans(),
     platform_status=texts(200),
 )
 claims = of(
@@ -156,6 +158,11 @@ observations = st.builds(
 histories = st.lists(st.tuples(observations, times), min_size=1, max_size=8)
 
 
+def latest(at: datetime, seconds: float) -> datetime:
+    """Return a time some seconds later, as far as there is one."""
+    return at + min(timedelta(seconds=seconds), datetime.max.replace(tzinfo=UTC) - at)
+
+
 def frozen(ledger: Ledger) -> dict[str, Any]:
     """What of a terminal ledger must never change but by a retry."""
     return ledger.model_dump(exclude={"retry_generation"})
@@ -196,7 +203,11 @@ def test_whatever_was_observed(history: list[tuple[Observed, datetime]]) -> None
             assert not seen.live.suspend
             assert seen.child(ledger.child) is None
             alive = [child for child in seen.children if not child.over]
-            assert not alive or (seen.workspace.shared and all(c.stopped_at for c in alive))
+            # What may still run of an earlier one was told to end, all of it, and long ago.
+            assert not alive or seen.workspace.shared
+            for child in alive:
+                assert child.told_at is not None
+                assert now >= latest(child.told_at, 180)
         if isinstance(step, StartAttempt):
             assert step.attempt.number == ledger.attempt
             assert ledger.prepared

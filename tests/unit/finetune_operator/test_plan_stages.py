@@ -144,13 +144,6 @@ def test_an_attempt_that_does_not_start_in_time_says_why() -> None:
     assert step.reason == "BackOff"
 
 
-def test_waiting_for_room_is_no_attempt_without_progress() -> None:
-    stuck = ChildState("tiny-1", "a1", active_since=START, waiting=Waiting("WaitingForRoom"))
-    ledger, _ = look(PREPARED, 1800, stuck)
-    ledger, _ = look(ledger, 1830, replace(stuck, over=True))
-    assert ledger.attempts_without_progress == 0
-
-
 def test_an_attempt_that_saved_nothing_backs_off_by_those_in_a_row_that_did_not() -> None:
     """Five preemptions before it, each of which had saved something, do not make it wait longer."""
     ledger = PREPARED.model_copy(update={"preemptions": 5})
@@ -176,11 +169,10 @@ def test_the_next_attempt_waits_for_the_last_process_of_the_one_before() -> None
     # 120 s of grace and 60 s more: it counts as lost, and attempt 2 is named
     ledger, step = look(ledger, 280, half)
     assert ledger.attempt == 2
-    assert step == Stop("tiny-1", "LostInfrastructure", "its try has ended", at(280))
-    told = replace(half, stopped_at=at(281))
-    _, step = look(ledger, 285, told)
-    assert isinstance(step, Wait)
-    assert step.reason == "VolumeHeldByLostNode"
+    assert step == Stop("tiny-1", "LostInfrastructure", "its try has ended")
+    told = replace(half, stopped_at=at(281), told_at=at(281))
+    _, step = look(ledger, 460, told)
+    assert step == Wait(at(461), "Recovering", "WaitingForLastAttempt", "tiny-1 is ending")
     _, step = look(ledger, 100_000, told)
     assert isinstance(step, Wait)
     assert step.reason == "VolumeHeldByLostNode"

@@ -1,0 +1,204 @@
+"""Pods on nodes that are gone: the rest of their gang is told to end, and nothing waits for ever."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from finetune_api.status import Child, Ledger
+from finetune_operator.observed import ChildState, Live, Observed, ProcessEnd, WorkspaceState
+from finetune_operator.plan import account, plan
+from finetune_operator.steps import Finish, StartAttempt, Step, Stop, Wait
+from harness.children import KINDS, at, child, moment, pod, read
+from harness.looks import CLAIMS, NAMESPACE, PODS, Looks
+from harness.memory_api import MemoryApi
+from harness.operator_driver import JOBS
+from harness.played_runs import first_try_of
+from harness.simulation import START, make_choices, make_job
+
+TWO = make_job({"resources": {"nodes": 2}})  # a grace period of 120 s
+FIRST = Ledger(attempt=1, child=Child(kind="Job", name="tiny-1", uid="a1"), prepared=True)
+GANG = ChildState("tiny-1", "a1", processes=2, running=2, ran=True, active_since=START)
+SHARED, ALONE = WorkspaceState(shared=True), WorkspaceState(shared=False)
+
+
+def after(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def look(ledger: Ledger, seconds: float, state: ChildState, **more: Any) -> tuple[Ledger, Step]:
+    values = {"live": Live.of(TWO.spec), "choices": make_choices(), "workspace": SHARED, **more}
+    seen = Observed(children=(state,), **values)
+    ledger = account(TWO, ledger, seen, after(seconds))
+    return ledger, plan(TWO, ledger, seen, after(seconds))
+
+
+@pytest.mark.parametrize("workspace", [SHARED, ALONE], ids=["shared", "alone"])
+def test_the_one_that_still_runs_is_told_before_anything_starts(workspace: WorkspaceState) -> None:
+    """One of two is told at 100 s, because its node is lost; nobody tells the other."""
+    half = replace(GANG, stopped_at=after(100))
+    ledger, step = look(FIRST, 279, half, workspace=workspace)
+    assert ledger == FIRST
+    assert step == Wait(after(280), "Running", "Training", "attempt 1 is running")
+    ledger, step = look(ledger, 280, half, workspace=workspace)
+    assert ledger.attempt == 2
+    assert step == Stop("tiny-1", "LostInfrastructure", "its try has ended")
+    # However long nobody has told it.
+    ledger, step = look(ledger, 100_000, half, workspace=workspace)
+    assert step == Stop("tiny-1", "LostInfrastructure", "its try has ended")
+
+
+def test_the_next_starts_a_minute_after_the_grace_period_of_the_last_that_was_told() -> None:
+    ledger, _ = look(FIRST, 280, replace(GANG, stopped_at=after(100)))
+    told = replace(GANG, stopped_at=after(100), told_at=after(281))
+    _, step = look(ledger, 460, told)
+    assert step == Wait(after(461), "Recovering", "WaitingForLastAttempt", "tiny-1 is ending")
+    _, step = look(ledger, 461, told)
+    assert isinstance(step, StartAttempt)
+    _, step = look(ledger, 461, told, workspace=ALONE)
+    assert isinstance(step, Wait)
+    assert (step.until, step.reason) == (None, "VolumeHeldByLostNode")
+
+
+def test_where_all_were_told_at_once_nothing_is_waited_for_twice() -> None:
+    """The only node is lost: both are told at 100 s, and 2 starts after its back-off."""
+    told = replace(GANG, stopped_at=after(100), told_at=after(100))
+    ledger, step = look(FIRST, 280, told)
+    assert ledger.attempt == 2
+    assert isinstance(step, Wait)
+    assert step.reason == "BackOff"
+    _, step = look(ledger, 293, told)
+    assert isinstance(step, StartAttempt)
+
+
+def test_one_that_was_told_just_now_has_its_grace_period_whenever_another_failed() -> None:
+    """Its controller is away: one process fails at 100 s, the other is told at 281 s."""
+    failed = replace(GANG, running=1, ends=(ProcessEnd("tiny-1-0", after(100), 1),))
+    ledger, step = look(FIRST, 281, failed)
+    assert ledger.attempt == 2
+    assert step == Stop("tiny-1", "LostInfrastructure", "its try has ended")
+    told = replace(failed, stopped_at=after(281), told_at=after(281))
+    _, step = look(ledger, 295, told)
+    assert step == Wait(after(461), "Recovering", "WaitingForLastAttempt", "tiny-1 is ending")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_when_all_that_live_were_told(kind: str) -> None:
+    lost, other = pod(kind, 1, told=30), pod(kind, 0)
+    ending = child(kind, deletionTimestamp=at(211), deletionGracePeriodSeconds=0)
+    # The lost one alone; both, while another may be made for either; its object, nobody else.
+    assert read(kind, child(kind, "Running"), [other, lost]).told_at is None
+    both = [pod(kind, 0, told=40), lost]
+    assert read(kind, child(kind, "Running"), both).told_at is None
+    assert read(kind, ending, [other, lost]).told_at is None
+    # The last of them counts, and not when its object was deleted.
+    assert read(kind, ending, both).told_at == moment(40)
+    assert read(kind, child(kind, "Failed"), both).told_at == moment(40)
+    saved = pod(kind, 0, "ended", code=143, told=40, ends=50)
+    assert read(kind, ending, [saved, lost]).told_at == moment(30)
+    assert read(kind, child(kind, "Failed"), [other, lost]).told_at is None
+
+
+def shared_claim(looks: Looks) -> None:
+    claim = {"metadata": {"name": "shared"}, "spec": {"accessModes": ["ReadWriteMany"]}}
+    looks.api.create(CLAIMS, claim)
+
+
+def two_nodes(kind: str) -> Looks:
+    """A job of two pods that trains."""
+    looks = Looks(api=MemoryApi(pytorch=kind == "PyTorchJob"), script=first_try_of("train"))
+    shared_claim(looks)
+    looks.create(resources={"nodes": 2}, workspace={"claimName": "shared"})
+    looks.train()
+    assert looks.api.get(f"{PODS}/{name_of(kind, 0)}")["status"]["phase"] == "Running"
+    return looks
+
+
+def name_of(kind: str, index: int) -> str:
+    return f"bot-1-worker-{index}" if kind == "PyTorchJob" else f"bot-1-{index}-abcde"
+
+
+def plural_of(kind: str) -> str:
+    return "pytorchjobs" if kind == "PyTorchJob" else "jobs"
+
+
+def pods_of(looks: Looks, attempt: int) -> list[dict[str, Any]]:
+    pods = looks.api.get(PODS)["items"]
+    return [one for one in pods if one["metadata"]["name"].startswith(f"bot-{attempt}-")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_gangs_never_train_at_the_same_time(kind: str) -> None:
+    looks = two_nodes(kind)
+    looks.player.lose(name_of(kind, 1))
+    for _ in range(60):
+        looks.turn()
+        for one in pods_of(looks, 1) if pods_of(looks, 2) else ():
+            assert "deletionTimestamp" in one["metadata"], one["metadata"]["name"]
+        if looks.status.get("outcome"):
+            break
+        looks.ahead += timedelta(seconds=10)
+
+    writes = [one for one in looks.api.writes if "events" not in one]
+    plural = plural_of(kind)
+    assert writes.index(f"delete {plural} bot-1") < writes.index(f"create {plural} bot-2")
+    status = looks.status
+    assert (status["outcome"], status["attempt"]) == ("Succeeded", 2)
+    assert (status["failures"], status["preemptions"]) == (0, 1)
+    assert status["lastFailure"]["class"] == "LostInfrastructure"
+    # Nobody removes by force what may still run.
+    assert [one["metadata"]["name"] for one in pods_of(looks, 1)] == [name_of(kind, 1)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_that_has_ended_is_not_looked_at_for_ever_for_a_lost_node(kind: str) -> None:
+    looks = two_nodes(kind)
+    looks.change(ttlSecondsAfterFinished=3600)
+    looks.player.lose(name_of(kind, 1))
+    for _ in range(60):
+        looks.turn()
+        if looks.status.get("outcome"):
+            break
+        looks.ahead += timedelta(seconds=10)
+    assert looks.status["outcome"] == "Succeeded"
+    assert pods_of(looks, 1), "the pod is still there"
+    wait = looks.settle()
+    assert wait is not None
+    assert 3590 < wait <= 3601  # the end is written down in whole seconds
+    looks.ahead += timedelta(seconds=3601)
+    looks.settle()
+    assert not looks.api.get(JOBS.format(namespace=NAMESPACE))["items"]
+
+
+def test_a_job_whose_time_is_over_waits_for_what_it_told_to_end_and_no_longer() -> None:
+    looks = Looks(script=first_try_of("train"))
+    looks.create(activeDeadlineSeconds=600, ttlSecondsAfterFinished=3600)
+    looks.train()
+    looks.ahead += timedelta(seconds=590)
+    looks.player.lose("bot-1-0-abcde")
+    looks.ahead += timedelta(seconds=20)
+    waits = []
+    for _ in range(30):
+        waits.append(looks.turn())
+        looks.ahead += timedelta(seconds=20)
+    status = looks.status
+    assert (status["outcome"], status["lastFailure"]["class"]) == ("Failed", "DeadlineExceeded")
+    assert all(wait is None or wait >= 1 for wait in waits), waits
+    assert waits[-1] is not None
+    assert 2900 < waits[-1] <= 3600, "what is left is the time for which it is kept"
+
+
+def test_the_end_of_a_job_is_told_while_its_pods_may_still_run() -> None:
+    ledger = FIRST.model_copy(update={"outcome": "Failed", "finished_at": "2026-01-01T00:05:00Z"})
+    _, step = look(ledger, 400, replace(GANG, stopped_at=after(100)))
+    assert step == Stop("tiny-1", "Stopped", "the job has ended")
+    told = replace(GANG, stopped_at=after(100), told_at=after(401))
+    _, step = look(ledger, 580, told)
+    assert step == Stop("tiny-1", "Stopped", "the job has ended", after(581))
+    _, step = look(ledger, 581, told)
+    assert isinstance(step, Finish)
+    _, step = look(ledger, 581, told, workspace=ALONE)
+    assert isinstance(step, Finish)
