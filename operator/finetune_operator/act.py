@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_api.names import LABEL_STAGE
-from finetune_api.resolved import Attempt, Choices, Stage
+from finetune_api.names import LABEL_STAGE, attempt_name, prepare_name, publish_name
+from finetune_api.resolved import Attempt, Choices, ResolvedJob, Stage
 from finetune_api.status import Child, ConditionType, JobStatus
 from finetune_operator import metrics
 from finetune_operator.acceptance import Accepted, ProfileMissing
@@ -79,7 +79,10 @@ async def act(kube: Kube, step: Step, deed: Deed) -> Step:
     except ProfileMissing as missing:
         return Wait(None, _condition(step), "ProfileMissing", str(missing))
     except Forbidden as error:
-        reason = "QuotaExceeded" if "exceeded quota" in error.message else "CreationForbidden"
+        full = "exceeded quota" in error.message
+        if full:
+            await remove_left(kube, await left_behind(kube, deed))
+        reason = "QuotaExceeded" if full else "CreationForbidden"
         return Wait(None, _condition(step), reason, error.message)
     except Invalid as error:
         return Wait(None, _condition(step), "CreationRefused", error.message)
@@ -171,9 +174,8 @@ def superseded(children: Sequence[ChildState], status: JobStatus) -> list[ChildS
 
 
 async def _remove(kube: Kube, body: Object, job_uid: str) -> None:
-    """Remove a child that has ended and what was made for it alone."""
+    """Remove what was made for a child that has ended, and then the child, by which it is found."""
     metadata = body["metadata"]
-    await kube.delete(body)
     beside = [(CONFIG_MAPS, config.config_name(metadata["name"]))]
     if (metadata.get("labels") or {}).get(LABEL_STAGE) == "train":
         beside.append((SERVICES, metadata["name"]))
@@ -184,3 +186,74 @@ async def _remove(kube: Kube, body: Object, job_uid: str) -> None:
                 await kube.delete(found)
         except KubeError as error:
             log.warning("%s %s could not be removed: %s", resource.kind, name, error)
+            if not isinstance(error, Forbidden | Invalid):
+                return  # with the next look
+    await kube.delete(body)
+
+
+async def left_behind(kube: Kube, deed: Deed) -> list[Object]:
+    """Return what was made for earlier tries whose child is gone, the oldest first.
+
+    It is found by name, from the try before the ledger's down to the first that has left nothing:
+    what is older than that was removed, because the oldest is removed first.
+    """
+    found: list[Object] = []
+    job = deed.accepted.job
+    known = {child.name for child in deed.observed.children}
+    try:
+        for names in _earlier(job, deed.status):
+            for name in names:
+                if name in known:
+                    continue  # removed with the child itself, or its pods may still run
+                own = await kube.find(CONFIG_MAPS, job.namespace, config.config_name(name))
+                if own is None:
+                    break
+                if not owned_by(own, job.uid) or is_ending(own):
+                    continue
+                found.append(own)
+                # Without its ConfigMap nobody would look for the Service, so it goes before it.
+                meeting = (
+                    await kube.find(SERVICES, job.namespace, name) if _meets(own, job) else None
+                )
+                if meeting is not None and owned_by(meeting, job.uid) and not is_ending(meeting):
+                    found.append(meeting)
+    except KubeError as error:
+        log.warning("what earlier tries have left is not known: %s", error)
+        return []
+    return found[::-1]
+
+
+async def remove_left(kube: Kube, found: Sequence[Object]) -> None:
+    """Remove what was left behind; after what cannot be removed the rest stays to be found again."""
+    for body in found:
+        try:
+            await kube.delete(body)
+        except KubeError as error:
+            log.warning("%s %s could not be removed: %s", body["kind"], _name_of(body), error)
+            return
+
+
+def _earlier(job: ResolvedJob, ledger: JobStatus) -> list[list[str]]:
+    """Return the names of the children before the ledger's, by stage, the newest first."""
+    before = range(ledger.tries - 1, 0, -1)
+    if not ledger.prepared:
+        return [[_again(prepare_name(job.name), number) for number in before]]
+    last = ledger.attempt if ledger.trained else ledger.attempt - 1
+    attempts = [attempt_name(job.name, number) for number in range(last, 0, -1)]
+    if not ledger.trained:
+        return [attempts]
+    return [[_again(publish_name(job.name), number) for number in before], attempts]
+
+
+def _again(name: str, number: int) -> str:
+    return f"{name}-{number}" if number > 1 else name
+
+
+def _meets(body: Object, job: ResolvedJob) -> bool:
+    """Tell whether the attempt of a ConfigMap may have had a Service."""
+    trains = (body["metadata"].get("labels") or {}).get(LABEL_STAGE) == "train"
+    return trains and job.spec.resources.nodes > 1
+
+
+def _name_of(body: Object) -> str:
+    return str(body["metadata"]["name"])

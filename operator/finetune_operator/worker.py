@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,7 +14,7 @@ from finetune_api.problem import Problem, Refused
 from finetune_api.status import JobStatus, ResolvedRef
 from finetune_operator import metrics
 from finetune_operator.acceptance import Acceptance, Accepted, Lost
-from finetune_operator.act import Deed, act, clean, superseded
+from finetune_operator.act import Deed, act, clean, left_behind, remove_left, superseded
 from finetune_operator.events import Recorder, transitions
 from finetune_operator.known_jobs import KnownJobs, Stale
 from finetune_operator.kube import (
@@ -30,13 +29,15 @@ from finetune_operator.kube import (
 )
 from finetune_operator.live_spec import no_limits
 from finetune_operator.log_lines import ATTEMPT
+from finetune_operator.news import is_worth_writing, noted
 from finetune_operator.observe import Around, Observer
-from finetune_operator.observed import Observed
+from finetune_operator.observed import ChildState, Observed
 from finetune_operator.ownership import NameTaken
 from finetune_operator.plan import account, plan
 from finetune_operator.progress import Puller
 from finetune_operator.queue import Key
 from finetune_operator.refusal import refused, words
+from finetune_operator.restarts import Restarts
 from finetune_operator.status import derive
 from finetune_operator.steps import (
     Finish,
@@ -48,7 +49,7 @@ from finetune_operator.steps import (
     Wait,
 )
 from finetune_operator.workspace_folders import Folders, told
-from finetune_operator.workspace_growth import Growth, wanted
+from finetune_operator.workspace_growth import Growth, unheard, wanted
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,6 @@ WRITTEN = 4
 """Versions of a job that are remembered as our own."""
 STARTED = 5.0
 """Seconds after which a start that gave no sign is looked at again."""
-_SOFT = frozenset({"progress", "memory", "summary"})
-"""What moves with every step: written with the progress, and not by itself."""
 
 
 @dataclass
@@ -83,7 +82,7 @@ class Worker:
     folders: Folders = field(init=False)
     _uids: dict[Key, str] = field(default_factory=dict)
     _written: dict[Key, tuple[str, ...]] = field(default_factory=dict)
-    _restarting: set[str] = field(default_factory=set)
+    _restarts: Restarts = field(default_factory=Restarts)
 
     def __post_init__(self) -> None:
         """Remember of claims only what was refused lately."""
@@ -119,6 +118,7 @@ class Worker:
         """
         self._meet(key, uid_of(body))
         if is_ending(body):
+            self._restarts.leave(uid_of(body))
             return None
         try:
             status = JobStatus.model_validate(body.get("status") or {})
@@ -168,12 +168,14 @@ class Worker:
             known = status
         around, seen = await self.observer.observe(body, accepted, known)
         known = _frozen(known, seen)
-        notes = await self._tell(body, accepted, around)
+        notes, unanswered = await self._tell(body, accepted, around)
         now = self.clock()
         ledger = account(job, known, seen, now)
         step = plan(job, ledger, seen, now)
         assert isinstance(ledger, JobStatus)
         if ledger != status:
+            if has_met(status, ledger):
+                await self._clear(Deed(body, accepted, ledger, seen, around, self.observer), fresh)
             after = noted(derive(job, ledger, seen, step, now, known), notes)
             body = await self._write(body, status, after, "ledger")
             self._count(status, after)
@@ -181,7 +183,7 @@ class Worker:
         if not fresh and does_something(step):
             raise Stale
         deed = Deed(body, accepted, status, seen, around, self.observer)
-        done = self._held_back(job.uid, step) or await act(self.kube, step, deed)
+        done = await self._act(step, deed, now)
         if isinstance(done, Finish) and done.expired:
             return None
         after = noted(derive(job, ledger, seen, done, now, status), notes)
@@ -192,13 +194,31 @@ class Worker:
             if not fresh and superseded(seen.children, deed.status):
                 raise Stale
             await clean(self.kube, deed)
-        self._follow(key, deed, after)
+        self._follow(key, deed, after, done)
         if isinstance(done, Finish):
             self._rest(key, body, done, job.uid)
+        if unanswered is not None:
+            raise unanswered
         return self._next(done, seen, now, changed=done is not step)
 
-    async def _tell(self, body: Object, accepted: Accepted, around: Around) -> tuple[Problem, ...]:
-        """Say what the user would not see otherwise; returns changes that have no effect."""
+    async def _clear(self, deed: Deed, fresh: bool) -> None:
+        """Remove what earlier tries left, before the ledger says that the next one was seen.
+
+        So it is done again by who follows an operator that was killed here.
+        """
+        found = await left_behind(self.kube, deed)
+        if found and not fresh:
+            raise Stale
+        await remove_left(self.kube, found)
+
+    async def _tell(
+        self, body: Object, accepted: Accepted, around: Around
+    ) -> tuple[tuple[Problem, ...], KubeError | None]:
+        """Say what the user would not see otherwise; returns changes that have no effect.
+
+        And the error that is to be raised when the look is through: ends are accounted for whether
+        a volume can grow or not.
+        """
         if around.old_folders and around.claim is not None:
             await self.recorder.record(body, "Normal", "WorkspaceReused", told(around.old_folders))
             await self.folders.add(around.claim, accepted.job.name, accepted.job.uid)
@@ -207,42 +227,48 @@ class Worker:
             await self.recorder.record(body, "Warning", "ChangeRefused", text)
         size = wanted(body, around.claim)
         if around.claim is None or size is None:
-            return around.problems
+            return around.problems, None
         profile = await self.acceptance.profile(accepted)
-        reference = accepted.job.spec.profile_ref
+        reference, unanswered = accepted.job.spec.profile_ref, None
         if profile is None and reference is not None:
             kept: Problem | None = no_limits(reference.name, "spec.workspace.size")
         else:
-            kept = await self.growth.grow(around.claim, size, profile)
+            try:
+                kept = await self.growth.grow(around.claim, size, profile)
+            except KubeError as error:
+                unanswered, kept = error, unheard(around.claim, size, error)
         if kept is None:
-            return around.problems
+            return around.problems, unanswered
         _, text = words((kept,))
         await self.recorder.record(body, "Warning", "WorkspaceNotGrown", text)
-        return (*around.problems, kept)
+        return (*around.problems, kept), unanswered
 
-    def _held_back(self, uid: str, step: Step) -> Wait | None:
-        """Keep an attempt after the first from starting while too many others are."""
+    async def _act(self, step: Step, deed: Deed, now: datetime) -> Step:
+        """Carry out a step, or keep an attempt after the first from starting beside too many."""
         if not isinstance(step, StartAttempt) or step.attempt.number == 1:
-            return None
-        if uid in self._restarting or len(self._restarting) < self.restarts_at_once:
-            self._restarting.add(uid)
-            return None
-        text = f"{len(self._restarting)} other jobs are starting again"
-        return Wait(None, "Recovering", "WaitingForOtherRestarts", text)
+            return await act(self.kube, step, deed)
+        uid, done = deed.accepted.job.uid, None
+        if not self._restarts.take(uid, self.restarts_at_once, now):
+            text = f"{self._restarts.taken} other jobs are starting again"
+            return Wait(None, "Recovering", "WaitingForOtherRestarts", text)
+        try:
+            done = await act(self.kube, step, deed)
+        finally:
+            if done is not step:
+                self._restarts.leave(uid)
+        return done
 
-    def _follow(self, key: Key, deed: Deed, status: JobStatus) -> None:
+    def _follow(self, key: Key, deed: Deed, status: JobStatus, done: Step) -> None:
         """Ask for the progress of an attempt that runs, and let go of what is over."""
         uid = deed.accepted.job.uid
-        child = deed.observed.child(status.child)
-        if child is not None and (child.ran or child.over):
-            self._restarting.discard(uid)
+        if not isinstance(done, StartAttempt) and not starts(deed.observed.child(status.child)):
+            self._restarts.leave(uid)
         source = self.observer.source(key, deed.accepted, status, deed.around, deed.observed)
         if source is not None:
             self.puller.want(source)
         else:
             self.puller.leave(uid)
         if status.outcome is not None:
-            self._restarting.discard(uid)
             self.puller.forget(uid)
 
     def _next(self, step: Step, seen: Observed, now: datetime, *, changed: bool) -> float | None:
@@ -318,7 +344,7 @@ class Worker:
             self.acceptance.forget(known)
             self.observer.seen.forget(key, known)
             self.puller.forget(known)
-            self._restarting.discard(known)
+            self._restarts.leave(known)
             self.settled.pop(key, None)
             self.unaccepted.discard(key)
         # Pods that go after their job tell of it when it is known no more.
@@ -339,48 +365,22 @@ def _frozen(status: JobStatus, seen: Observed) -> JobStatus:
     return status.model_copy(update={"resolved": ref})
 
 
+def has_met(before: JobStatus, after: JobStatus) -> bool:
+    """Tell whether the ledger's child was seen for the first time."""
+    new = before.child is not None and not before.child.uid
+    return new and after.child is not None and bool(after.child.uid)
+
+
+def starts(child: ChildState | None) -> bool:
+    """Tell whether a child is on its way to run, with nothing in it."""
+    if child is None or child.ran or child.over or child.ends or child.stopped_at is not None:
+        return False
+    return child.active_since is not None and child.waiting is None
+
+
 def does_something(step: Step) -> bool:
     """Tell whether a step changes anything but the job's status."""
     return not isinstance(step, Wait | Finish) or (isinstance(step, Finish) and step.expired)
-
-
-def noted(status: JobStatus, problems: Sequence[Problem]) -> JobStatus:
-    """Return a status whose condition Accepted says which changes have no effect, and why."""
-    if not problems:
-        return status
-    _, text = words(problems)
-    said = tuple(
-        one.model_copy(update={"message": text}) if one.type == "Accepted" else one
-        for one in status.conditions
-    )
-    return status.model_copy(update={"conditions": said})
-
-
-def is_worth_writing(before: JobStatus, after: JobStatus) -> bool:
-    """Tell whether a status says more than the one that is there.
-
-    Loss, rate and ETA go with the step: they are no reason by themselves.
-    """
-    if before == after:
-        return False
-    if _hard(before) != _hard(after):
-        return True
-    old, new = before.progress, after.progress
-    return new is not None and (old is None or old.step != new.step)
-
-
-def _hard(status: JobStatus) -> dict[str, Any]:
-    found = status.model_dump(exclude=set(_SOFT))
-    words_ = status.summary
-    found["summary"] = (
-        words_.reason,
-        words_.gpus,
-        words_.restarts,
-        words_.model,
-        words_.method,
-    )
-    found["memory"] = None if status.memory is None else status.memory.verdict
-    return found
 
 
 def _first(error: ValidationError) -> str:

@@ -11,7 +11,16 @@ from typing import Any
 
 from finetune_api.problem import Problem
 from finetune_api.quantity import parse_bytes
-from finetune_operator.kube import CLAIMS, Forbidden, Invalid, Kube, Object, is_ending, uid_of
+from finetune_operator.kube import (
+    CLAIMS,
+    Forbidden,
+    Invalid,
+    Kube,
+    KubeError,
+    Object,
+    is_ending,
+    uid_of,
+)
 from finetune_operator.render.workspace import made_by_us
 from finetune_operator.resolve.paths import look
 from finetune_operator.resolve.profiles import Profile
@@ -63,7 +72,7 @@ def over_limit(size: str, profile: Profile) -> Problem | None:
     )
 
 
-def refused(claim: str, size: str, error: Forbidden | Invalid) -> Problem:
+def refused(claim: str, size: str, error: KubeError) -> Problem:
     """Return what the cluster said, and what to do: the job goes on with the volume it has."""
     text = error.message
     fix = "ask who runs the cluster"
@@ -78,6 +87,13 @@ def refused(claim: str, size: str, error: Forbidden | Invalid) -> Problem:
         fix = "give the operator the right to patch persistentvolumeclaims"
     message = f"claim {claim} could not grow to {size}, the job goes on with what it has: {text}"
     return Problem(code="workspace-not-grown", field=FIELD, message=cut(message), fix=fix)
+
+
+def unheard(claim: Mapping[str, Any], size: str, error: KubeError) -> Problem | None:
+    """Return what to say of a growth that had no answer; None where it will have one soon."""
+    if error.code < 500:
+        return None
+    return refused(str(look(claim, "metadata", "name")), size, error)
 
 
 @dataclass

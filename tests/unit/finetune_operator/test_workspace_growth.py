@@ -1,11 +1,13 @@
 """The claim that was made for a job grows with ``workspace.size``, and no other claim does."""
 
+from datetime import timedelta
+
 import pytest
 
-from finetune_operator.kube import Forbidden
+from finetune_operator.kube import Forbidden, Unavailable
 from finetune_operator.workspace_growth import refused
 from harness.looks import NAMESPACE, PROFILES, Looks
-from harness.played_runs import trains_forever
+from harness.played_runs import Run, trains_forever
 
 CLAIM = ("persistentvolumeclaims", NAMESPACE, "bot-workspace")
 
@@ -130,3 +132,49 @@ def test_the_profile_limits_it():
     )
     assert ask(looks, "15Gi") == 1
     assert (stored(looks), message(looks)) == ("15Gi", "")
+
+
+def broken_webhook(method, path):
+    del path
+    return 500 if method == "PATCH" else None
+
+
+def test_without_an_answer_ends_are_accounted_for_all_the_same():
+    looks = running()
+    looks.player.script = lambda stage, attempt, _: Run(
+        exit_code=143 if (stage, attempt) == ("train", 1) else 0, step=30, checkpoint=30
+    )
+    looks.change(workspace={"size": "20Gi"})
+    looks.kube.refuse = broken_webhook
+    for _ in range(6):
+        with pytest.raises(Unavailable):
+            looks.settle()
+        looks.player.turn()
+        looks.ahead += timedelta(seconds=60)
+
+    assert (looks.status["attempt"], looks.status["preemptions"]) == (2, 1)
+    assert "bot-2" in looks.children()
+    assert message(looks) == (
+        "spec.workspace.size: claim bot-workspace could not grow to 20Gi, the job goes on with what"
+        " it has: refused by the test [workspace-not-grown] fix: ask who runs the cluster"
+    )
+    looks.kube.refuse = lambda method, path: None
+    looks.settle()
+    assert (stored(looks), message(looks)) == ("20Gi", "")
+
+
+def test_a_claim_that_has_changed_is_asked_to_grow_as_it_is_now():
+    looks = running()
+    answers = [409]
+    asked = []
+
+    def once(method, path):
+        if method == "PATCH":
+            asked.append(path)
+            return answers.pop() if answers else None
+        return None
+
+    looks.change(workspace={"size": "20Gi"})
+    looks.kube.refuse = once
+    looks.settle()
+    assert (len(asked), stored(looks), message(looks)) == (2, "20Gi", "")
