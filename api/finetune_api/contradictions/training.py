@@ -123,4 +123,16 @@ ROWS: tuple[Rule, ...] = (
         bad={"training": {"precision": "fp16"}, "resources": {"accelerator": {"device": "cpu"}}},
         good={"training": {"precision": "bf16"}, "resources": {"accelerator": {"device": "cpu"}}},
     ),
+    Rule(
+        code="pure-bf16-under-deepspeed",
+        field="training.precision",
+        when=All(Eq("training.precision", "pureBf16"), Has("parallelism.deepspeed")),
+        message="pureBf16 has no meaning under DeepSpeed, which keeps fp32 master weights",
+        fix="use precision: bf16, or parallelism: {ddp: {}}",
+        bad={
+            "training": {"precision": "pureBf16"},
+            "parallelism": {"deepspeed": {"zeroStage": 2}},
+        },
+        good={"training": {"precision": "pureBf16"}, "parallelism": {"ddp": {}}},
+    ),
 )

@@ -96,6 +96,9 @@ def fill(merged: Merged) -> tuple[Merged, tuple[Chosen, ...]]:
         elif method in ADAPTERS:
             reason = "an adapter's optimizer state is small, dividing it gains nothing"
             choose(("parallelism", "ddp"), {}, reason)
+        elif look(merged.data, "training", "precision") == "pureBf16":
+            reason = "DeepSpeed would keep fp32 weights beside those of pureBf16"
+            choose(("parallelism", "ddp"), {}, reason)
         else:
             reason = f"optimizer state and gradients are divided over {ranks} ranks"
             choose(("parallelism", "deepspeed"), {"zeroStage": 2}, reason)

@@ -105,6 +105,20 @@ def test_full_fine_tuning_on_several_ranks_is_divided() -> None:
     )
 
 
+def test_16_bit_training_on_several_ranks_is_not_divided() -> None:
+    spec = {
+        "method": {"full": {}},
+        "training": {"precision": "pureBf16"},
+        "resources": {"accelerator": {"perNode": 8}},
+    }
+    resolved = resolve(job(spec))
+    assert resolved.spec.parallelism.engine == "ddp"
+    assert chosen(resolved)["parallelism.ddp"] == (
+        "{}",
+        "DeepSpeed would keep fp32 weights beside those of pureBf16",
+    )
+
+
 def test_an_adapter_on_several_ranks_is_not_divided() -> None:
     resolved = resolve(job({"resources": {"accelerator": {"perNode": 8}}}))
     assert resolved.spec.parallelism.engine == "ddp"

@@ -117,6 +117,18 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[str, str, str, str]]] = {
             "set globalBatchSize to 60 or 66",
         ),
     ),
+    "16-bit weights under DeepSpeed": (
+        {
+            "training": {"precision": "pureBf16"},
+            "parallelism": {"deepspeed": {"zeroStage": 1}},
+        },
+        (
+            "spec.training.precision",
+            "pure-bf16-under-deepspeed",
+            "pureBf16 has no meaning under DeepSpeed, which keeps fp32 master weights",
+            "use precision: bf16, or parallelism: {ddp: {}}",
+        ),
+    ),
     "more ranks than sequences": (
         {"training": {"globalBatchSize": 4}, "resources": {"nodes": 8}},
         (
