@@ -314,8 +314,8 @@ class Driver:
 
 
 @contextmanager
-def trainer_driver() -> Iterator[Driver]:
-    """Run a driver; at the end nothing that it started is left."""
+def trainer_driver(**environment: str) -> Iterator[Driver]:
+    """Run a driver, all of whose ranks have ``environment``; at the end nothing of it is left."""
     script = Path(__file__).with_name("trainer_driver.py")
     with tempfile.NamedTemporaryFile() as output:
         process = subprocess.Popen(
@@ -324,6 +324,7 @@ def trainer_driver() -> Iterator[Driver]:
             stdout=subprocess.PIPE,
             stderr=output,
             text=True,
+            env={**os.environ, **environment},
         )
         yield from _driven(Driver(process, Path(output.name)))
 

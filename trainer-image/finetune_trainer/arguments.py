@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,11 +71,14 @@ def training_arguments(config: StageConfig, folder: Path) -> TrainingArguments:
     """
     from transformers import TrainingArguments
 
+    from finetune_trainer.loader import workers
+
     choices, attempt = stage(config)
     spec = config.job.spec
     training = spec.training
     cpu = spec.resources.accelerator.device == "cpu"
     _check_precision(config, cpu)
+    ahead = workers(spec.resources.accelerator.device, os.environ)
     plan = schedule(training, choices.total_steps)
     return TrainingArguments(
         output_dir=str(folder),
@@ -106,8 +110,8 @@ def training_arguments(config: StageConfig, folder: Path) -> TrainingArguments:
         ddp_broadcast_buffers=False,
         ddp_timeout=COLLECTIVE_TIMEOUT,
         deepspeed=deepspeed_config(spec),
-        dataloader_num_workers=0 if cpu else 2,
-        dataloader_persistent_workers=not cpu,
+        dataloader_num_workers=ahead,
+        dataloader_persistent_workers=ahead > 0,
         dataloader_pin_memory=not cpu,
         remove_unused_columns=False,
         logging_strategy="steps",

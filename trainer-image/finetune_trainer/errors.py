@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,6 +78,10 @@ _LOST = (
     "watchdog caught collective",
     "the client socket",
 )
+_WORKER_KILLED = re.compile(
+    r"dataloader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal: killed|exited unexpectedly)"
+)
+"""torch's words; the second are used where the rank saw that it was gone before it saw why."""
 _DISTRIBUTED = frozenset({"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"})
 
 
@@ -112,6 +117,12 @@ def _known(error: BaseException) -> Ending | None:
         return _not_permitted(error)
     names = {kind.__name__ for kind in type(error).__mro__}
     text = str(error).lower()
+    if isinstance(error, RuntimeError) and _WORKER_KILLED.match(text):
+        return Ending(
+            ExitCode.KILLED,
+            "a process that reads ahead for a rank was killed: by the node for its memory, or from "
+            "outside",
+        )
     if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
         return _does_not_fit(error)
     if (isinstance(error, OSError) and error.errno in _FULL) or _any(_STORAGE, text):
@@ -212,9 +223,23 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    name = type(error).__name__
+    name, text = _said(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (f"{name}: {lines[0]}" if lines else name)[:512]
+
+
+def _said(error: BaseException) -> tuple[str, str]:
+    """Return an exception's name and text.
+
+    Of one that came from a process or thread of a loader torch makes another, whose text is the
+    whole traceback; that of the first stands at its end.
+    """
+    text = str(error)
+    caught = re.match(r"Caught (\w+) in .+\.\nOriginal Traceback", text)
+    if caught is None:
+        return type(error).__name__, text
+    said = re.findall(rf"^(?:[\w.]+\.)?{caught[1]}(?:: (.*))?$", text, re.MULTILINE)
+    return caught[1], said[-1] if said else ""
 
 
 def _any(needles: tuple[str, ...], text: str) -> bool:

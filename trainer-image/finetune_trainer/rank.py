@@ -48,14 +48,15 @@ def _run_from(config_file: Path, ends: Path, supervisor: int, listener: Listener
     return run(config, listener, rank, ends)
 
 
-def die_with(supervisor: int) -> None:
-    """End this process as soon as its supervisor is gone: nobody would collect how it ended.
+def die_with(process: int) -> None:
+    """End this process as soon as another is gone: a rank with its supervisor, a worker with its rank.
 
-    The supervisor is not our parent (ranks are forked from a process beside it), so the kernel's
-    own signal on the death of a parent does not tell. A thread waits on it and costs nothing.
+    Nobody would collect how it ended. The supervisor is not a rank's parent (ranks are forked from a
+    process beside it), so the kernel's own signal on the death of a parent does not tell. A thread
+    waits on it and costs nothing.
     """
     try:
-        descriptor = os.pidfd_open(supervisor)
+        descriptor = os.pidfd_open(process)
     except ProcessLookupError:
         os.kill(os.getpid(), signal.SIGKILL)
         return
@@ -64,7 +65,7 @@ def die_with(supervisor: int) -> None:
         select.select([descriptor], [], [])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=wait, name="supervisor-watch", daemon=True).start()
+    threading.Thread(target=wait, name="watch-of-one", daemon=True).start()
 
 
 def run(config: StageConfig, listener: Listener, rank: int, ends: Path) -> int:
@@ -77,6 +78,7 @@ def run(config: StageConfig, listener: Listener, rank: int, ends: Path) -> int:
 
         ending = train(config, listener, facts, ends, log)
     except BaseException as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise in here
         nothing_to_save = listener.interruptible
         listener.uninterruptible()
         asked = listener.heard and nothing_to_save

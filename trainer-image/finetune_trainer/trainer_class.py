@@ -16,6 +16,7 @@ from finetune_trainer.callbacks.meter import Meter
 from finetune_trainer.callbacks.signals import Signals
 from finetune_trainer.checkpoint import rng
 from finetune_trainer.checkpoint.gang import Gang
+from finetune_trainer.loader import loader
 from finetune_trainer.order import GlobalBatches
 
 
@@ -73,21 +74,3 @@ def of(base: type[Any]) -> type[Any]:
                 rng.load(Path(checkpoint), self.parts.gang.rank)
 
     return Trainer
-
-
-def loader(trainer: Any, dataset: Any, batches: Any) -> DataLoader[Any]:
-    """Return a plain DataLoader over a rank's own batches.
-
-    It is not prepared by accelerate: the batches are divided over the ranks already. Its generator
-    keeps the loader from drawing on the global random numbers, which belong to the model.
-    """
-    args = trainer.args
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=trainer.data_collator,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-        persistent_workers=args.dataloader_persistent_workers,
-        generator=torch.Generator().manual_seed(args.seed),
-    )

@@ -70,6 +70,70 @@ def test_each_exception_has_its_code(error: Exception, code: int, problem: str) 
     assert ending.problems[0].fix
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 71) is killed by signal: Killed. ",
+        "DataLoader worker (pid(s) 71, 72) exited unexpectedly",
+    ],
+)
+def test_a_worker_that_was_killed_counts_whatever_its_end_broke(text: str) -> None:
+    error = RuntimeError(text)
+    error.__cause__ = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+    ending = errors.ending_of(error)
+    assert (ending.exit_code, ending.problems) == (137, ())
+    assert ending.message.startswith("a process that reads ahead for a rank was killed")
+
+
+def test_a_worker_that_was_ended_otherwise_is_unexpected() -> None:
+    ending = errors.ending_of(
+        RuntimeError("DataLoader worker (pid 71) is killed by signal: Segmentation fault. ")
+    )
+    assert (ending.exit_code, ending.problems[0].code) == (1, "unexpected")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            IndexError(
+                "Caught IndexError in DataLoader worker process 0.\n"
+                "Original Traceback (most recent call last):\n"
+                '  File "cache.py", line 1, in documents\n'
+                "IndexError: index 99 is out of bounds\n"
+            ),
+            1,
+            "IndexError: index 99 is out of bounds",
+        ),
+        (
+            RuntimeError(
+                "Caught UnpicklingError in DataLoader worker process 1.\n"
+                "Original Traceback (most recent call last):\n"
+                '  File "cache.py", line 1, in documents\n'
+                "_pickle.UnpicklingError: cut short\nafter 3 bytes\n"
+            ),
+            1,
+            "UnpicklingError: cut short",
+        ),
+        (
+            OutOfMemoryError(
+                "Caught OutOfMemoryError in pin memory thread for device 0.\n"
+                "Original Traceback (most recent call last):\n"
+                '  File "pin_memory.py", line 1, in pin\n'
+                "torch.OutOfMemoryError: CUDA out of memory\n"
+            ),
+            12,
+            "out of memory: OutOfMemoryError: CUDA out of memory",
+        ),
+    ],
+)
+def test_what_a_loader_s_process_met_is_told_in_its_words(
+    error: Exception, code: int, message: str
+) -> None:
+    ending = errors.ending_of(error)
+    assert (ending.exit_code, ending.message) == (code, message)
+
+
 @pytest.mark.parametrize("error", [Signalled(), KeyboardInterrupt()])
 def test_a_signal_is_no_problem(error: BaseException) -> None:
     ending = errors.ending_of(error)
