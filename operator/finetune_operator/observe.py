@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from finetune_api.names import LABEL_STAGE, LABEL_UID
 from finetune_api.problem import Problem
-from finetune_api.resolved import Stage, StageConfig
+from finetune_api.resolved import ResolvedJob, StageConfig
 from finetune_api.status import Child, JobStatus
 from finetune_operator.acceptance import Acceptance, Accepted, prepared_name
 from finetune_operator.backend import (
@@ -19,7 +19,6 @@ from finetune_operator.backend import (
     attempt,
     choose,
     prepare_or_publish,
-    remains,
 )
 from finetune_operator.endings import container_status
 from finetune_operator.gang import members
@@ -44,6 +43,7 @@ from finetune_operator.observed import ChildState, Kinds, Observed, Waiting, Wor
 from finetune_operator.ownership import NameTaken, owned_by, with_owner
 from finetune_operator.progress import Puller, Source
 from finetune_operator.queue import Key
+from finetune_operator.remains import MOST_ASKED, gone_children, unlisted
 from finetune_operator.render.claims import claim_of
 from finetune_operator.render.workspace import made_by_us, shared, workspace
 from finetune_operator.resolve.paths import look
@@ -61,6 +61,8 @@ class Around:
     backend: Backend | None
     """None: the cluster has not what the job names."""
     children: tuple[Object, ...] = ()
+    there: frozenset[str] = frozenset()
+    """The uids of all Jobs and PyTorchJobs with the job's label, whoever owns them."""
     pods: tuple[Object, ...] = ()
     claim: Object | None = None
     """Of the job's folder, as it was read."""
@@ -72,12 +74,11 @@ class Around:
 
     def orphans(self, child: str) -> list[Object]:
         """Return the pods of a child whose own object is gone."""
-        there = {uid_of(body) for body in self.children}
         owners = ((pod, owner_of(pod)) for pod in self.pods)
         return [
             pod
             for pod, owner in owners
-            if owner.get("name") == child and owner.get("uid") not in there
+            if owner.get("name") == child and owner.get("uid") not in self.there
         ]
 
 
@@ -120,21 +121,21 @@ class Observer:
         if _is_first(status, anew) and _has_succeeded(status.child, known):
             # How it ended is known, and what it was made of no longer matters: training may begin.
             kinds = []
-        (children, pods), (space, around) = await asyncio.gather(
-            self._children_and_pods(
-                kinds, job.namespace, job.uid, self._since(body), first=_is_first(status, anew)
-            ),
+        (listed, pods), (space, around) = await asyncio.gather(
+            self._children_and_pods(kinds, job, self._since(body), first=_is_first(status, anew)),
             self._workspace(accepted, status),
         )
-        there = {uid_of(pod) for pod in pods}
-        gone = [pod for pod in self.seen.of_job(key, job.uid) if uid_of(pod) not in there]
+        children = [one for one in listed if owner_of(one).get("uid") == job.uid]
+        there = frozenset(map(uid_of, listed))
+        exist = {uid_of(pod) for pod in pods}
+        gone = [pod for pod in self.seen.of_job(key, job.uid) if uid_of(pod) not in exist]
         pods = [with_owner(pod, children, status.child) for pod in pods]
         gone = [with_owner(pod, children, status.child) for pod in gone]
         states = [
             await self._state(child, pods, gone, status, job.spec.resources.nodes)
             for child in children
         ]
-        states += _remains(children, pods, gone, status, job.spec.resources.nodes)
+        states += gone_children(job.name, there, pods, gone, status, job.spec.resources.nodes)
         if backend is None:
             space = replace(space, problem=_no_backend(str(wanted)))
         reports = reports_of(states, status.child)
@@ -162,6 +163,7 @@ class Observer:
             around,
             backend=backend,
             children=tuple(children),
+            there=there,
             pods=tuple(pods),
             problems=problems,
         )
@@ -215,13 +217,12 @@ class Observer:
     async def _children_and_pods(
         self,
         kinds: Sequence[Resource],
-        namespace: str,
-        uid: str,
+        job: ResolvedJob,
         since: int | None,
         *,
         first: bool = False,
     ) -> tuple[list[Object], list[Object]]:
-        """Return the children of a job, by label and only those that it owns, and its pods.
+        """Return what has the label of a job: its children, what others made of them, and pods.
 
         Children may be as old as ``since``, which the API server answers from its memory; pods are
         never older than a child. Before the ``first`` attempt that is all that is asked of them;
@@ -229,7 +230,7 @@ class Observer:
         """
         if not kinds:
             return [], []
-        selector = f"{LABEL_UID}={uid}"
+        selector, namespace = f"{LABEL_UID}={job.uid}", job.namespace
         lists = await asyncio.gather(
             *(self.kube.listed(kind, namespace, selector, since=since) for kind in kinds)
         )
@@ -238,16 +239,16 @@ class Observer:
         pods = await self.kube.listed(
             PODS, namespace, selector, since=max((since or 0, *versions)) if comparable else None
         )
-        there = {uid_of(body) for found in lists for body in found.items}
-        if since is not None and any(
-            owner_of(pod) and owner_of(pod).get("uid") not in there for pod in pods.items
-        ):
+        listed = [body for found in lists for body in found.items]
+        others = unlisted(job.name, pods.items, set(map(uid_of, listed)))
+        if since is not None and others:
             # A child that was made after that version, and has pods already.
-            return await self._children_and_pods(kinds, namespace, uid, None, first=first)
-        children = [
-            body for found in lists for body in found.items if owner_of(body).get("uid") == uid
-        ]
-        return children, pods.items
+            return await self._children_and_pods(kinds, job, None, first=first)
+        for resource, name, uid in others[:MOST_ASKED]:
+            # One that has lost its label, or was made of our pods by somebody else, is not gone.
+            found = await self.kube.find(resource, namespace, name)
+            listed += [found] if found is not None and uid_of(found) == uid else []
+        return listed, pods.items
 
     async def _state(
         self,
@@ -341,39 +342,6 @@ def _no_backend(wanted: str) -> Waiting:
         "BackendMissing",
         f"this cluster has no {wanted}; install it, or leave spec.backend out",
     )
-
-
-def _remains(
-    children: Sequence[Object],
-    pods: Sequence[Object],
-    gone: Sequence[Object],
-    status: JobStatus,
-    nodes: int,
-) -> list[ChildState]:
-    """Return children whose own object is gone: pods of theirs exist, or how they ended is known.
-
-    The latter counts for the ledger's child alone: its object may go before its end was looked at.
-    """
-    there = {uid_of(body) for body in children}
-    child = status.child.uid if status.child is not None else ""
-    known = [pod for pod in gone if child and owner_of(pod).get("uid") == child]
-    owners = {
-        str(owner["uid"]): str(owner["name"])
-        for owner in map(owner_of, (*pods, *known))
-        if owner.get("uid") and owner["uid"] not in there and owner.get("kind") in BACKENDS
-    }
-    found = []
-    for uid, name in sorted(owners.items()):
-        current = status.child is not None and status.child.uid == uid
-        processes = nodes if current and _stage(status) == "train" else 1
-        found.append(remains(name, uid, processes, pods, gone))
-    return found
-
-
-def _stage(status: JobStatus) -> Stage:
-    if not status.prepared:
-        return "prepare"
-    return "publish" if status.trained else "train"
 
 
 def _is_first(status: JobStatus, anew: bool) -> bool:

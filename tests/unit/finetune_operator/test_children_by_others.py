@@ -1,10 +1,14 @@
 """What somebody else does to a job's child, look by look, with a clock that is set."""
 
+import asyncio
 from datetime import timedelta
 
+import pytest
+
 from finetune_operator.ownership import with_owner
-from harness.looks import CHILDREN, NAMESPACE, Looks
-from harness.played_runs import Run, first_try_of
+from finetune_operator.remains import is_child_name
+from harness.looks import CHILDREN, NAMESPACE, PODS, Looks
+from harness.played_runs import Run, first_try_of, trains_forever
 
 
 def training(looks):
@@ -153,3 +157,151 @@ def test_a_job_whose_status_was_taken_away_starts_nothing_beside_what_runs():
     assert looks.live()["outcome"] == "Succeeded"
     assert looks.player.most_alive == {"bot": 1}
     assert looks.status["attempt"] == 1
+
+
+def copy_of_first_attempt(looks, name, *, labelled):
+    """Make a Job of one's own from the pod template of bot-1, with a pod that runs."""
+    child = looks.api.get(f"{CHILDREN}/bot-1")
+    made = looks.api.create(
+        CHILDREN,
+        {
+            "apiVersion": "batch/v1",
+            "metadata": {
+                "name": name,
+                "labels": child["metadata"]["labels"] if labelled else {},
+            },
+            "spec": child["spec"],
+        },
+    )
+    own = looks.api.get(f"{PODS}/bot-1-0-abcde")
+    owner = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "name": name,
+        "uid": made["metadata"]["uid"],
+        "controller": True,
+    }
+    labels = {**own["metadata"]["labels"], "batch.kubernetes.io/job-name": name}
+    pod_name = f"{name}-0-abcde"
+    looks.api.create(
+        PODS,
+        {
+            "metadata": {"name": pod_name, "labels": labels, "ownerReferences": [owner]},
+            "spec": own["spec"],
+        },
+    )
+    looks.api.request("PATCH", f"{PODS}/{pod_name}/status", {"status": own["status"]})
+    return ("pods", NAMESPACE, pod_name)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("name", ["debug", "bot-7", "bot-prepare-3"])
+def test_the_pods_of_a_copy_that_somebody_has_made_are_left_alone(name, labelled):
+    looks = Looks(script=trains_forever)
+    training(looks)
+    copied = copy_of_first_attempt(looks, name, labelled=labelled)
+    looks.settle()
+    assert "deletionTimestamp" not in looks.api.objects[copied]["metadata"]
+    assert looks.status["phase"] == "Running"
+    assert "Recovering" not in looks.conditions()
+
+    looks.api.request("DELETE", f"{CHILDREN}/bot-1")
+    looks.api.request("DELETE", f"{PODS}/bot-1-0-abcde", {"gracePeriodSeconds": 0})
+    looks.settle()
+    looks.ahead += timedelta(minutes=2)
+    looks.settle()
+    assert "bot-2" in looks.children(), "nothing waits for the copy"
+    assert "deletionTimestamp" not in looks.api.objects[copied]["metadata"]
+
+
+def test_the_pods_of_a_job_that_has_taken_the_name_of_an_attempt_are_left_alone():
+    looks = Looks(script=trains_forever)
+    training(looks)
+    looks.api.request("DELETE", f"{PODS}/bot-1-0-abcde", {"gracePeriodSeconds": 0})
+    kept = looks.api.objects["jobs", NAMESPACE, "bot-1"]
+    looks.api.request("DELETE", f"{CHILDREN}/bot-1")
+    looks.settle()
+    looks.ahead += timedelta(minutes=2)
+    looks.settle()
+    looks.player.turn()
+    looks.player.turn()
+    looks.settle()
+    assert looks.status["attempt"] == 2
+    spec = {"spec": kept["spec"], "metadata": {"name": "bot-1", "labels": {}}}
+    looks.api.create(CHILDREN, {"apiVersion": "batch/v1", **spec})
+    taken = looks.api.objects["jobs", NAMESPACE, "bot-1"]["metadata"]["uid"]
+    pod_of_other = looks.api.get(f"{PODS}/bot-2-0-abcde")["metadata"]
+    owner = {**pod_of_other["ownerReferences"][0], "name": "bot-1", "uid": taken}
+    metadata = {
+        "name": "bot-1-0-zzzzz",
+        "labels": pod_of_other["labels"],
+        "ownerReferences": [owner],
+    }
+    looks.api.create(PODS, {"metadata": metadata, "spec": {}})
+    looks.settle()
+    assert "deletionTimestamp" not in looks.api.get(f"{PODS}/bot-1-0-zzzzz")["metadata"]
+    assert looks.conditions()["Running"][0] == "True"
+
+
+def test_an_attempt_that_has_lost_its_labels_is_still_the_attempt_that_runs():
+    looks = Looks(script=first_try_of("train"))
+    training(looks)
+    child = looks.api.objects["jobs", NAMESPACE, "bot-1"]
+    labels = child["metadata"].pop("labels")
+    looks.settle()
+    assert (looks.status["phase"], looks.status["attempt"]) == ("Running", 1)
+    assert "deletionTimestamp" not in looks.api.get(f"{PODS}/bot-1-0-abcde")["metadata"]
+    child["metadata"]["labels"] = labels
+    looks.player.script = lambda *_: Run()
+    assert looks.live()["outcome"] == "Succeeded"
+    assert looks.player.most_alive == {"bot": 1}
+    assert looks.status["attempt"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("bot-1", True),
+        ("bot-999999999", True),
+        ("bot-prepare", True),
+        ("bot-prepare-2", True),
+        ("bot-publish-12", True),
+        ("bot-0", False),
+        ("bot-01", False),
+        ("bot-1-1", False),
+        ("bot", False),
+        ("bot-", False),
+        ("xbot-1", False),
+        ("b.t-1", False),
+        ("bot-publishes", False),
+        ("bot-1\n", False),
+        (None, False),
+    ],
+)
+def test_which_names_a_child_may_have(name, ours):
+    assert is_child_name("bot", name) is ours
+    assert not is_child_name("b.t", "bot-1")
+
+
+def test_so_many_controllers_are_asked_for_by_name_in_a_look_and_no_more():
+    looks = Looks(script=trains_forever)
+    training(looks)
+    for number in range(40):
+        owner = {
+            "kind": "Job",
+            "name": f"bot-{number + 2}",
+            "uid": f"u{number}",
+            "controller": True,
+        }
+        own = looks.api.get(f"{PODS}/bot-1-0-abcde")
+        metadata = {
+            "name": f"fake-{number}",
+            "labels": own["metadata"]["labels"],
+            "ownerReferences": [owner],
+        }
+        looks.api.create(PODS, {"metadata": metadata, "spec": {}})
+    asked = []
+    looks.kube.refuse = lambda method, path: asked.append((method, path))
+    looks.worker.known.forget(looks.key)
+    asyncio.run(looks.worker.look(looks.key))
+    assert len([path for method, path in asked if method == "GET" and "/jobs/bot-" in path]) == 16

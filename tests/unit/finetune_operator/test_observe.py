@@ -14,6 +14,7 @@ from finetune_operator.observe import Observer
 from finetune_operator.queue import Key
 from harness.looks import CHILDREN, NAMESPACE, PODS, Looks
 from harness.played_runs import Run, trains_forever
+from harness.simulation import make_job
 
 EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
 
@@ -101,9 +102,7 @@ def test_pods_are_never_older_than_the_children_beside_them(
         lambda kind, since: Listing([{"metadata": {"name": str(len(lists.said))}}], child)
     )
     observer = Observer(lists, None, LastSeen(), None)  # type: ignore[arg-type]
-    _, pods = asyncio.run(
-        observer._children_and_pods([BATCH_JOBS], NAMESPACE, "uid", since, first=first)
-    )
+    _, pods = asyncio.run(observer._children_and_pods([BATCH_JOBS], make_job(), since, first=first))
 
     assert lists.said == asked
     assert pods == [{"metadata": {"name": "2"}}]
@@ -111,8 +110,8 @@ def test_pods_are_never_older_than_the_children_beside_them(
 
 def test_pods_of_a_child_that_is_not_listed_have_it_listed_again() -> None:
     """It was made after the version that was asked for, and its controller was quick."""
-    child = {"metadata": {"name": "bot-1", "uid": "c1", "ownerReferences": [owner("uid")]}}
-    pod = {"metadata": {"name": "bot-1-0", "uid": "p1", "ownerReferences": [owner("c1")]}}
+    child = {"metadata": {"name": "tiny-1", "uid": "c1", "ownerReferences": [owner("uid")]}}
+    pod = {"metadata": {"name": "tiny-1-0", "uid": "p1", "ownerReferences": [owner("c1")]}}
 
     def answer(kind: str, since: int | None) -> Listing:
         if kind == "pods":
@@ -122,7 +121,7 @@ def test_pods_of_a_child_that_is_not_listed_have_it_listed_again() -> None:
     lists = Lists(answer)
     observer = Observer(lists, None, LastSeen(), None)  # type: ignore[arg-type]
     children, pods = asyncio.run(
-        observer._children_and_pods([BATCH_JOBS], NAMESPACE, "uid", 6, first=False)
+        observer._children_and_pods([BATCH_JOBS], make_job(), 6, first=False)
     )
 
     assert (children, pods) == ([child], [pod])
@@ -130,7 +129,7 @@ def test_pods_of_a_child_that_is_not_listed_have_it_listed_again() -> None:
 
 
 def owner(uid: str) -> dict[str, Any]:
-    return {"uid": uid, "controller": True, "kind": "Job", "name": "it"}
+    return {"uid": uid, "controller": True, "kind": "Job", "name": "tiny-1"}
 
 
 @pytest.mark.parametrize(
