@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 
 from finetune_api.reports import Progress
-from harness.audit import policy, requests
+from harness.audit import looked_at, policy, requests
 from harness.control_plane import start_control_plane
 from harness.definitions import apply_definitions
 from harness.jobs import Jobs, playing
@@ -67,11 +67,6 @@ def preemptions(api, namespace):
 def children(api, namespace):
     jobs = api.get(f"/apis/batch/v1/namespaces/{namespace}/jobs")["items"]
     return {job["metadata"]["name"] for job in jobs}
-
-
-def looked_at(log, since):
-    found = requests(log, user=user_for(UPGRADE), since=since)
-    return {one.name for one in found if one.verb == "get" and one.resource == "finetunejobs"}
 
 
 def all_told(log):
@@ -152,8 +147,9 @@ def test_a_minute_of_jobs_without_news_is_silent_and_one_of_progress_is_a_write_
     seen = [one for one in requests(log, user=user_for(RESTING), since=since) if one.at < until]
     writes = [one for one in seen if one.writes]
     # It did look, at every job, and asked every pod in that minute.
-    looked = {(one.namespace, one.name) for one in seen if one.resource == "finetunejobs"}
-    assert {(still, f"bot-{index}") for index in range(1, STILL + 1)} <= looked
+    assert {uid for address, (uid, _) in said.items() if address.startswith(first[still])} <= (
+        looked_at(seen)
+    )
     assert all(1 <= asked[one] <= 2 for both in addresses.values() for one in both), asked
 
     assert [one for one in writes if one.namespace != moving] == []
@@ -206,7 +202,10 @@ def test_replaced_by_another_version_while_20_jobs_run_none_restarts_or_is_count
         monkeypatch.setenv("PYTHONPATH", str(other_version(tmp_path / "other")))
         flags = ["--workers", "4", "--trainer-image", OTHER_IMAGE]
         with operator(audited.kubeconfig, namespace, tmp_path / "new.log", *flags) as new:
-            slowly(lambda: looked_at(log, since) >= set(made), new)
+            user = user_for(UPGRADE)
+            slowly(
+                lambda: looked_at(requests(log, user=user, since=since)) >= set(made.values()), new
+            )
             time.sleep(12)  # two lists of all jobs
             after, left = standings(api, namespace), children(api, namespace)
             changed = made_or_removed(log, user_for(UPGRADE), since)

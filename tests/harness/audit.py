@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from finetune_api.names import LABEL_UID
 
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 
@@ -26,6 +29,8 @@ class Request:
     namespace: str
     name: str
     code: int
+    selector: str = ""
+    """Labels that were asked for in a list or a watch."""
 
     @property
     def writes(self) -> bool:
@@ -67,8 +72,18 @@ def requests(log: Path, *, user: str = "", since: datetime | None = None) -> Ite
                 yield found
 
 
+def looked_at(found: Iterable[Request]) -> set[str]:
+    """Return the uids of the jobs whose pods were listed: every look at a job that runs does so."""
+    return {
+        one.selector.partition(f"{LABEL_UID}=")[2]
+        for one in found
+        if (one.verb, one.resource) == ("list", "pods") and LABEL_UID in one.selector
+    }
+
+
 def _read(entry: dict[str, Any]) -> Request:
     about = entry.get("objectRef") or {}
+    query = parse_qs(urlsplit(entry.get("requestURI", "")).query)
     parts = (about.get("resource", ""), about.get("subresource", ""))
     return Request(
         at=datetime.fromisoformat(entry["requestReceivedTimestamp"]),
@@ -79,4 +94,5 @@ def _read(entry: dict[str, Any]) -> Request:
         namespace=about.get("namespace", ""),
         name=about.get("name", ""),
         code=(entry.get("responseStatus") or {}).get("code", 0),
+        selector=query.get("labelSelector", [""])[0],
     )
