@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from finetune_operator import waiting
 from finetune_operator.endings import container_status, ending_of, told_at
+from finetune_operator.failures import ROOM
 from finetune_operator.observed import ChildState, ProcessEnd, Waiting
 from finetune_operator.plan.situation import time_of
 from finetune_operator.render.indexed_job import INDEX_ANNOTATION
@@ -107,6 +108,7 @@ def state(facts: Facts, found: Sequence[Member], events: Sequence[Object] = ()) 
         active_since=_active_since(facts, started),
         ran=_ran(facts.processes, newest),
         waiting=_waiting(facts, live, running, ends, events),
+        roomless=_roomless(facts.processes, newest),
         stopped_at=_stopped_at(facts, live),
         told_at=_told_at(facts, live),
         replaced=_replaced(facts, found),
@@ -200,7 +202,21 @@ def _ends(
             good.setdefault(index, unseen)
     if len(good) >= facts.processes:
         return tuple(good[index] for index in sorted(good))
-    return _without_followers([member for member in found if member.end is not None])
+    ended = [member for member in found if member.end is not None]
+    # One that never had a place was nothing that could be lost.
+    return _without_followers([one for one in ended if not _unplaced(one)] or ended)
+
+
+def _unplaced(member: Member) -> bool:
+    """Tell whether a pod only ever waited for room."""
+    why = None if member.started is not None else waiting.why([member.pod], 1, "")
+    return why is not None and why.reason in ROOM
+
+
+def _roomless(processes: int, newest: Mapping[int, Member]) -> Waiting | None:
+    """Return what those of the gang waited for that never had a place."""
+    found = [member.pod for member in newest.values() if _unplaced(member)]
+    return waiting.why(found, processes, "") if found else None
 
 
 def _without_followers(ended: Sequence[Member]) -> tuple[ProcessEnd, ...]:

@@ -49,7 +49,7 @@ _LABELS = (
     INDEX_ANNOTATION,
     *CHILD_LABELS,
 )
-_CONDITIONS = ("DisruptionTarget", "Ready")
+_CONDITIONS = ("DisruptionTarget", "Ready", "PodScheduled")
 _OWNER = ("apiVersion", "kind", "name", "uid", "controller")
 _STATES = {
     "running": ("startedAt",),

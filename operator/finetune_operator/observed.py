@@ -64,6 +64,8 @@ class ChildState:
     ran: bool = False
     """All processes ran at the same time, at least once."""
     waiting: Waiting | None = None
+    roomless: Waiting | None = None
+    """Why some of its processes never ran, where they only waited for room; kept beyond their end."""
     stopped_at: datetime | None = None
     """When it, or the first of its processes, was told to end."""
     told_at: datetime | None = None

@@ -290,6 +290,9 @@ class Worker:
         if changed or seen.workspace.problem is not None:
             # Mended elsewhere, by something that is not watched.
             longest = self.unreachable_seconds
+        if at is not None and at <= now:
+            # What was due then was done by this look, or cannot be: nothing new comes at once.
+            at, longest = None, longest or self.progress_seconds
         left = None if at is None else max(0.1, (at - now).total_seconds())
         return min((one for one in (left, longest) if one is not None), default=None)
 

@@ -22,7 +22,7 @@ from finetune_operator.failures import (
     classify,
     of_class,
 )
-from finetune_operator.observed import ChildState, ProcessEnd
+from finetune_operator.observed import ChildState, ProcessEnd, Waiting
 from finetune_operator.plan.attempt import micro_batch
 from finetune_operator.plan.reached import heard, reached, without_progress
 from finetune_operator.plan.situation import Situation, later, newest, text_of, time_of
@@ -93,6 +93,8 @@ def ended(s: Situation) -> Situation:
     cause = classify(s.stage, _all_ends(s, child))
     if cause is not None and ledger.stopping is not None and not cause.own_word:
         cause = _written(s, ledger.stopping, cause.at, cause.process)
+    if cause is not None and cause.class_ == "CommunicationLost" and child.roomless is not None:
+        cause = _in_vain(cause, child.roomless)
     if cause is None and s.stage == "prepare" and s.observed.choices is None:
         cause = replace(
             of_class("Crashed", s.now), message="the preparation ended, but left no choices"
@@ -111,6 +113,14 @@ def _written(s: Situation, class_: FailureClass, at: datetime, process: str = ""
     if s.ledger.stopping is None or said is None or said.class_ != class_:
         return cause
     return replace(cause, code=said.code, message=said.message, fix=said.fix)
+
+
+def _in_vain(cause: Cause, roomless: Waiting) -> Cause:
+    """Return why an attempt ended of which some gave up waiting for those that had no room."""
+    text = "not all processes ran, and those that did waited in vain;"
+    text += f" {roomless.reason}: {roomless.message}"
+    found = of_class("StartTimeout", cause.at, message=text, process=cause.process)
+    return replace(found, code=NO_ROOM.code, fix=NO_ROOM.fix)
 
 
 def _all_ends(s: Situation, child: ChildState) -> tuple[ProcessEnd, ...]:

@@ -202,3 +202,17 @@ def test_the_end_of_a_job_is_told_while_its_pods_may_still_run() -> None:
     assert isinstance(step, Finish)
     _, step = look(ledger, 581, told, workspace=ALONE)
     assert isinstance(step, Finish)
+
+
+@pytest.mark.parametrize(
+    ("due", "wait"), [(-100.0, 60.0), (0.0, 60.0), (0.01, 0.1), (5.0, 5.0), (100.0, 60.0)]
+)
+def test_what_was_due_before_this_look_is_not_looked_at_again_at_once(
+    due: float, wait: float
+) -> None:
+    worker, seen = Looks().worker, Observed(live=Live.of(TWO.spec))
+    for step in (
+        Stop("tiny-1", "Stopped", "the job has ended", after(100 + due)),
+        Wait(after(100 + due), "Recovering", "WaitingForLastAttempt", "tiny-1 is ending"),
+    ):
+        assert worker._next(step, seen, after(100), changed=False) == wait

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,8 @@ from finetune_api.status import Child, Ledger
 from finetune_operator.observed import ChildState, Live, Observed, ProcessEnd, Waiting
 from finetune_operator.plan import account, plan
 from finetune_operator.steps import Step, Stop
-from harness.looks import Looks
+from harness.children import KINDS, cause, child, moment, pod, read
+from harness.looks import CLAIMS, Looks
 from harness.memory_api import MemoryApi
 from harness.played_runs import Run
 from harness.simulation import START, make_choices, make_job
@@ -89,7 +91,7 @@ def test_what_somebody_has_to_mend_counts_as_ever(reason: str | None, gone: bool
     )
 
 
-@pytest.mark.parametrize("kind", ["PyTorchJob", "Job"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first", [1, 2])
 def test_the_operator_waits_for_room_for_as_long_as_there_is_none(kind: str, first: int) -> None:
     """The cluster is full from the first attempt on, or from the second, after a preemption."""
@@ -127,4 +129,75 @@ def test_the_operator_waits_for_room_for_as_long_as_there_is_none(kind: str, fir
         if looks.status.get("outcome"):
             break
     assert looks.status["outcome"] == "Succeeded"
+    assert looks.player.most_alive == {"bot": 1}
+
+
+def unplaced(kind: str, **more: Any) -> dict[str, Any]:
+    """A pod of index 1 for which the scheduler finds no node."""
+    found = pod(kind, 1, "pending", **more)
+    said = {"reason": "Unschedulable", "message": ROOM, "type": "PodScheduled", "status": "False"}
+    found["status"]["conditions"] = [said]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_those_that_waited_in_vain_for_one_without_room_lost_nothing(kind: str) -> None:
+    """One of two runs, waits ten minutes for the other and gives up; then both are removed."""
+    alone = pod(kind, 0, "ended", code=20, begins=10, ends=610)
+    for there, gone in (([alone, unplaced(kind)], []), ([alone], [unplaced(kind, told=611)])):
+        found = read(kind, child(kind, "Failed"), there, gone=gone)
+        assert found.roomless == Waiting("WaitingForRoom", f"1 of 2 pods: {ROOM}")
+        assert [end.exit_code for end in found.ends] == [20]
+    assert found.over
+    job = make_job({"resources": {"nodes": 2}})
+    first = FIRST.model_copy(update={"child": Child(kind=kind, name="bot-1", uid=found.uid)})
+    seen = Observed(live=Live.of(job.spec), children=(found,), choices=make_choices())
+    ledger = account(job, first, seen, moment(620))
+    assert (ledger.attempt, ledger.failures, ledger.preemptions) == (2, 0, 0)
+    assert (ledger.attempts_without_progress, ledger.interrupted_starts) == (0, 0)
+    failure = ledger.last_failure
+    assert failure is not None
+    assert (failure.class_, failure.code) == ("StartTimeout", "no-room")
+    assert failure.message == (
+        f"not all processes ran, and those that did waited in vain; WaitingForRoom:"
+        f" 1 of 2 pods: {ROOM}"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_goes_wrong_by_itself_beside_one_without_room_is_what_counts(kind: str) -> None:
+    for code, class_ in ((1, "Crashed"), (11, "InvalidData"), (143, "Preempted")):
+        alone = pod(kind, 0, "ended", code=code)
+        found = read(kind, child(kind, "Failed"), [alone], gone=[unplaced(kind, told=61)])
+        assert cause(found) == class_
+    # One that had no room and was taken away is all that there is to say.
+    found = read(kind, child(kind, "Failed"), [], gone=[unplaced(kind, told=61)])
+    assert cause(found) == "LostInfrastructure"
+    # Two that ran and lost each other had their room.
+    both = [pod(kind, 0, "ended", code=20), pod(kind, 1, "ended", code=20)]
+    found = read(kind, child(kind, "Failed"), both)
+    assert (found.roomless, cause(found)) == (None, "CommunicationLost")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gang_of_which_one_has_no_room_never_fails_the_job(kind: str) -> None:
+    def script(stage: str, attempt: int, node: int) -> Run:
+        del node
+        lonely = stage == "train" and attempt < 41
+        return Run(exit_code=20, step=0, checkpoint=None) if lonely else Run()
+
+    looks = Looks(api=MemoryApi(pytorch=kind == "PyTorchJob"), script=script)
+    claim = {"metadata": {"name": "shared"}, "spec": {"accessModes": ["ReadWriteMany"]}}
+    looks.api.create(CLAIMS, claim)
+    looks.create(resources={"nodes": 2}, workspace={"claimName": "shared"})
+    second = "bot-{}-worker-1" if kind == "PyTorchJob" else "bot-{}-1-"
+    looks.player.roomless |= {second.format(number) for number in range(1, 41)}
+    for _ in range(800):
+        looks.turn()
+        looks.ahead += timedelta(seconds=10)
+        if looks.status.get("outcome"):
+            break
+    status = looks.status
+    assert (status["outcome"], status["attempt"]) == ("Succeeded", 41)
+    assert (status.get("failures", 0), status.get("preemptions", 0)) == (0, 0)
     assert looks.player.most_alive == {"bot": 1}
