@@ -180,7 +180,10 @@ def test_suspended_it_saves_and_goes_on_from_there(plane, jobs, tmp_path):
         suspended = jobs.status("bot")
         suspend(False)
         status = wait_for(lambda: jobs.outcome("bot"), process)
+        maps = [one["metadata"]["name"] for one in jobs.api.get(jobs.path("configmaps"))["items"]]
 
+    assert "bot-1-config" not in maps, "what the attempt that was stopped has left"
+    assert "bot-publish-config" in maps
     assert suspended["checkpoint"]["step"] == 30
     assert conditions(suspended)["Suspended"] == ("True", "Suspended")
     assert status["outcome"] == "Succeeded"
