@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,12 +36,16 @@ from finetune_operator.kube import (
 from finetune_operator.live_spec import changed_spec, within_limits
 from finetune_operator.observed import Live
 from finetune_operator.ownership import NameTaken, create_exactly, owned_by
+from finetune_operator.remembered import Remembered
 from finetune_operator.render.owner import labels, metadata
 from finetune_operator.render.placement import Placement
 from finetune_operator.resolve import resolve
 from finetune_operator.resolve.profiles import Profile, read_profile
 
 REMEMBERED = 4096
+"""Accepted jobs that are kept."""
+ROOM = 12 * 1024 * 1024
+"""Bytes of their texts; an object takes some eight times as much, of long lists thirteen."""
 FRESH = 30.0
 """Seconds for which a list of profiles may be used again, unless one has changed."""
 _FRESH_NAMESPACE = 5.0
@@ -136,8 +139,8 @@ class Acceptance:
         self._kube = kube
         self._profiles = profiles
         self._image = trainer_image
-        self._known: OrderedDict[str, Accepted] = OrderedDict()
-        self._prepared: OrderedDict[str, PrepareReport] = OrderedDict()
+        self._known: Remembered[str, Accepted] = Remembered(REMEMBERED, ROOM)
+        self._prepared: Remembered[str, PrepareReport] = Remembered(REMEMBERED, ROOM // 2)
         self._namespaces: dict[str, tuple[float, Mapping[str, str]]] = {}
 
     @property
@@ -147,8 +150,8 @@ class Acceptance:
 
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a job that is gone."""
-        self._known.pop(uid, None)
-        self._prepared.pop(uid, None)
+        self._known.pop(uid)
+        self._prepared.pop(uid)
 
     async def accepted(self, body: Object, status: JobStatus, *, fresh: bool = True) -> Accepted:
         """Return the accepted job; accepts it where that was not done yet.
@@ -168,9 +171,7 @@ class Acceptance:
             found = there or await self._restored(body, digest, present=False)
             if found.digest != digest:
                 found = await self._restored(body, digest, present=True)
-        self._known[uid] = found
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        self._known.put(uid, found, len(canonical(found.job.to_json())))
         return found
 
     async def placement(self, accepted: Accepted) -> Placement:
@@ -241,9 +242,7 @@ class Acceptance:
                 return found
             frozen = found
         if frozen is not None:
-            self._prepared[uid] = frozen
-            while len(self._prepared) > REMEMBERED:
-                self._prepared.popitem(last=False)
+            self._prepared.put(uid, frozen, len(canonical(frozen.to_json())))
         return frozen
 
     async def _resolved(self, body: Object) -> tuple[ResolvedJob, dict[str, str]]:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_api.names import LABEL_PRIORITY, LABEL_QUEUE
 from finetune_operator.queue import Key
+from finetune_operator.remembered import Remembered
 
 Object = dict[str, Any]
 LIMIT = 4096
+ROOM = 32 * 1024 * 1024
+"""Bytes of the texts of all jobs."""
+LARGEST = 128 * 1024
+"""Bytes of one job; one that is larger is read at each look."""
+_ENTRY = 256
+"""Bytes that an entry takes beside its text."""
+_METADATA = (
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+)
+_LABELS = (LABEL_QUEUE, LABEL_PRIORITY)
 
 
 class Stale(Exception):
@@ -21,38 +38,40 @@ class KnownJobs:
     """Jobs as a watch, a list or the answer to our own write has shown them; the oldest are dropped.
 
     None is the newest for certain. Who writes under the version that it has is told so; who only
-    acts has to read the job first. Of jobs that have ended the version alone is kept: they are seldom looked at.
+    acts has to read the job first. Of jobs that have ended, and of very large ones, the version
+    alone is kept: the former are seldom looked at.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = LIMIT, room: int = ROOM) -> None:
         """Begin empty."""
-        self._limit = limit
-        self._known: OrderedDict[Key, tuple[int, bytes]] = OrderedDict()
+        self._known: Remembered[Key, tuple[int, bytes]] = Remembered(limit, room)
 
     def __len__(self) -> int:
         """How many are kept."""
         return len(self._known)
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is kept."""
+        return self._known.size
 
     def learn(self, body: Mapping[str, Any]) -> None:
         """Keep a job, unless a newer version is there; a version that is no number cannot be one."""
         metadata = body.get("metadata") or {}
         key = Key(str(metadata.get("namespace") or ""), str(metadata.get("name") or ""))
         version = str(metadata.get("resourceVersion") or "")
-        before, _ = self._known.get(key, (-1, b""))
+        before, _ = self._known.get(key) or (-1, b"")
         if not version.isdecimal():
             self.forget(key)
-        elif int(version) <= before:
-            return
-        else:
+        elif int(version) > before:
             over = (body.get("status") or {}).get("outcome")
-            self._known[key] = (int(version), b"" if over else _text(body))
-            self._known.move_to_end(key)
-            while len(self._known) > self._limit:
-                self._known.popitem(last=False)
+            text = b"" if over else _text(body)
+            text = text if len(text) <= LARGEST else b""
+            self._known.put(key, (int(version), text), len(text) + _ENTRY)
 
     def get(self, key: Key) -> Object | None:
         """Return a job of one's own to change; None where none is kept."""
-        _, text = self._known.get(key, (-1, b""))
+        _, text = self._known.get(key) or (-1, b"")
         if not text:
             return None
         body: Object = json.loads(text)
@@ -60,10 +79,17 @@ class KnownJobs:
 
     def forget(self, key: Key) -> None:
         """Let go of a job that is gone, or that is not what it was taken for."""
-        self._known.pop(key, None)
+        self._known.pop(key)
 
 
 def _text(body: Mapping[str, Any]) -> bytes:
-    """Return a job as text, which takes a fifth of the room; who wrote which field is left out."""
-    metadata = {name: it for name, it in body["metadata"].items() if name != "managedFields"}
+    """Return a job as text, which takes a fifth of the room, with what is read of its metadata.
+
+    Annotations and labels are its users', who decide how much that is.
+    """
+    metadata = {name: body["metadata"][name] for name in _METADATA if name in body["metadata"]}
+    labels = body["metadata"].get("labels") or {}
+    own = {name: labels[name] for name in _LABELS if name in labels}
+    if own:
+        metadata["labels"] = own
     return json.dumps({**body, "metadata": metadata}, separators=(",", ":")).encode()

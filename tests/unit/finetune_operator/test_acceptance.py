@@ -5,6 +5,7 @@ import json
 import pytest
 
 from finetune_api.document import digest_of
+from finetune_operator import acceptance
 from finetune_operator.kube import Forbidden
 from harness.looks import CHILDREN, MAPS, NAMESPACE, PROFILES, Looks
 from harness.operator_driver import JOBS
@@ -173,3 +174,18 @@ def test_a_profile_that_goes_takes_nothing_from_a_job_that_runs():
     assert looks.live()["outcome"] == "Succeeded"
     template = looks.api.get(f"{CHILDREN}/bot-publish")["spec"]["template"]
     assert template["metadata"]["labels"]["team"] == "blue"
+
+
+def test_accepted_jobs_that_are_remembered_are_bounded_by_bytes(monkeypatch):
+    """What was dropped is read again, and the job goes on."""
+    monkeypatch.setattr(acceptance, "ROOM", 1000)
+    looks = Looks()
+    looks.create()
+    assert looks.live()["outcome"] == "Succeeded"
+    assert len(looks.worker.acceptance._known) == 0
+
+    monkeypatch.undo()
+    looks = Looks()
+    looks.create()
+    assert looks.live()["outcome"] == "Succeeded"
+    assert len(looks.worker.acceptance._known) == 1

@@ -73,6 +73,62 @@ def test_the_oldest_are_dropped() -> None:
     assert len(known) == 2
 
 
+def test_of_labels_and_annotations_only_what_is_read_is_kept() -> None:
+    known = KnownJobs()
+    told = job("9")
+    labels = {"kueue.x-k8s.io/queue-name": "blue", "kueue.x-k8s.io/priority-class": "high"}
+    told["metadata"] |= {
+        "labels": {**labels, **{f"label-{number}": "x" * 63 for number in range(1000)}},
+        "annotations": {"notes": "x" * 1024 * 1024},
+        "ownerReferences": [{"name": "x" * 1024 * 1024}],
+        "generation": 3,
+        "creationTimestamp": "2026-11-22T10:00:00Z",
+        "deletionTimestamp": "2026-11-22T10:10:00Z",
+    }
+    known.learn(told)
+    found = known.get(KEY)
+    assert found is not None
+    assert found["metadata"] == {
+        "namespace": "team",
+        "name": "bot",
+        "uid": "1",
+        "resourceVersion": "9",
+        "generation": 3,
+        "creationTimestamp": "2026-11-22T10:00:00Z",
+        "deletionTimestamp": "2026-11-22T10:10:00Z",
+        "labels": labels,
+    }
+    assert known.size < 1024
+
+
+def test_a_tenant_with_jobs_as_large_as_can_be_does_not_fill_the_memory() -> None:
+    """100 specs of 120 kB; beyond 128 KiB a job is not kept, but its version is."""
+    known = KnownJobs(room=1_000_000)
+    for number in range(100):
+        body = job("5")
+        body["metadata"]["name"] = f"bot-{number}"
+        body["spec"]["text"] = "x" * 120_000
+        known.learn(body)
+    assert len(known) == 8
+    assert 960_000 < known.size <= 1_000_000
+    assert version(known, Key("team", "bot-99")) == "5"
+
+    large = job("7")
+    large["spec"]["text"] = "x" * 200_000
+    known.learn(large)
+    known.learn(job("6"))
+    assert version(known) is None
+
+
+def test_a_job_with_a_megabyte_of_annotations_lives_as_any_other() -> None:
+    looks = Looks()
+    body = looks.create()
+    looks.api.objects[JOB]["metadata"]["annotations"] = {"notes": "x" * 1024 * 1024}
+    assert looks.live()["outcome"] == "Succeeded"
+    assert looks.api.objects[JOB]["metadata"]["uid"] == body["metadata"]["uid"]
+    assert len(looks.api.objects[JOB]["metadata"]["annotations"]["notes"]) == 1024 * 1024
+
+
 def reads(looks: Looks) -> list[str]:
     """Have the reads of the job itself listed from now on."""
     found: list[str] = []
