@@ -24,10 +24,12 @@ def make_tiny_model(
     dropout: float = 0.0,
     hidden_size: int = 32,
     layers: int = 2,
+    tied: bool = False,
 ) -> Path:
     """Write a Llama (two layers of size 32, vocabulary about 400) and its BPE tokenizer.
 
-    The weights are random but the same at every call. Returns ``folder``.
+    The weights are random but the same at every call; ``tied``: the output layer is the input
+    embedding. Returns ``folder``.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -66,7 +68,7 @@ def make_tiny_model(
             attention_dropout=dropout,
             eos_token_id=fast.eos_token_id,
             pad_token_id=fast.pad_token_id,
-            tie_word_embeddings=False,
+            tie_word_embeddings=tied,
         )
     )
     torch.random.set_rng_state(state)

@@ -229,6 +229,15 @@ def test_an_adapter_that_cannot_be_merged_is_said_early(lora: Trained, values: A
     assert publish.check_output(alone) == []
 
 
+def test_an_adapter_that_cannot_be_merged_is_not_tried(lora: Trained) -> None:
+    config = lora.config(method={"lora": {"layerReplication": [[0, 2], [1, 2]]}})
+    with pytest.raises(StageError) as caught:
+        publish.run(config)
+    assert caught.value.exit_code is ExitCode.INVALID_CONFIG
+    assert [problem.code for problem in caught.value.problems] == ["merge-not-possible"]
+    assert not (lora.root / "workspace" / "output").exists()
+
+
 def test_the_output_of_another_job_is_left_alone(published_once: Trained) -> None:
     config = published_once.config()
     other = config.model_copy(update={"job": config.job.model_copy(update={"uid": "other"})})
@@ -295,6 +304,22 @@ def test_corrupted_files_fail(lora: Trained, monkeypatch: pytest.MonkeyPatch, da
         publish.run(lora.config())
     wanted = "output-does-not-load" if damage == "cut" else "merge-not-verified"
     assert caught.value.problems[0].code == wanted
+    assert not (lora.root / "workspace" / "output").exists()
+
+
+def test_a_proof_that_does_not_end_is_said(lora: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_trainer.export import verify
+
+    monkeypatch.setattr(verify, "TIMEOUT", 0.05)  # less than an interpreter needs to import torch
+    with pytest.raises(StageError) as caught:
+        publish.run(lora.config())
+    assert caught.value.exit_code == 1
+    problem = caught.value.problems[0]
+    assert problem.code == "output-not-verified-in-time"
+    assert problem.message == (
+        "the published model was not loaded and asked within 0.05 s in a process of its own"
+    )
+    assert problem.field == "spec.resources.publishing"
     assert not (lora.root / "workspace" / "output").exists()
 
 

@@ -17,10 +17,9 @@ from finetune_api.problem import Problem, Refused
 from finetune_api.reports import CompletionManifest, PrepareReport, Verification
 from finetune_api.resolved import StageConfig
 from finetune_api.source import parse_uri
-from finetune_trainer import methods
 from finetune_trainer.checkpoint import durable
 from finetune_trainer.errors import StageError
-from finetune_trainer.export import card, merge, report, verify
+from finetune_trainer.export import card, merge, mergeable, report, verify
 from finetune_trainer.export.clean import logits_of
 from finetune_trainer.export.prompts import Proof, proof
 from finetune_trainer.export.select import Selected, select
@@ -103,33 +102,12 @@ def check_output(config: StageConfig) -> list[Problem]:
     except StageError as error:
         problems += error.problems
     spec = config.job.spec
-    reason = _unmergeable(config) if spec.output.merge else ""
-    if reason:
-        problems.append(
-            Problem(
-                code="merge-not-possible",
-                message=f"{reason}, so the adapter cannot be merged",
-                fix="set output.merge: false",
-                field="spec.output.merge",
-            )
-        )
+    unmergeable = mergeable.refusal(config)
+    if unmergeable is not None:
+        problems.append(unmergeable)
     if spec.evaluation.gate and config.choices and not config.choices.validation_sequences:
         problems.append(_unmeasured(spec.evaluation.gate.metric))
     return problems
-
-
-def _unmergeable(config: StageConfig) -> str:
-    """Return why an adapter cannot become part of the base; empty: it can."""
-    lora = config.job.spec.method.lora
-    if lora is None:
-        return ""
-    if lora.layer_replication:
-        return "layerReplication lets layers share weights"
-    if not lora.lora_bias:
-        return ""
-    biased = (m for m in methods.structure(config).modules() if getattr(m, "lora_bias", None))
-    bare = any(getattr(m.get_base_layer(), "bias", None) is None for m in biased)
-    return "loraBias adds a bias to layers that have none" if bare else ""
 
 
 def published(config: StageConfig, target: Path) -> CompletionManifest | None:
@@ -219,8 +197,12 @@ def write_model(
     """Write weights to ``folder`` and prove them in a clean process.
 
     In order: reference logits of what was trained; merge; the same logits from the merged model;
-    rounding to the base's type; the files compared bit by bit; logits from the files alone.
+    rounding to the base's type; the files compared bit by bit; logits from the files alone. An
+    adapter that cannot be merged is refused (10) as preparation does.
     """
+    unmergeable = mergeable.refusal(config)
+    if unmergeable is not None:
+        raise StageError(ExitCode.INVALID_CONFIG, unmergeable)
     spec, base = config.job.spec, model_folder(config)
     working, stored = merge.working_dtype(config), merge.stored_dtype(base)
     model = merge.load_trained(config, chosen.folder, working)
