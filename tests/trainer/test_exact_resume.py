@@ -35,8 +35,16 @@ def undisturbed(
 ) -> tuple[Job, Job]:
     """A prepared job, and a copy of it that ran to its end without an interruption."""
     method, engine = request.param
-    job = make_job(tmp_path_factory.mktemp(f"{method}-{engine}"), method, engine)
-    ran = job.copy(tmp_path_factory.mktemp(f"{method}-{engine}-undisturbed"))
+    return run_undisturbed(driver, tmp_path_factory.mktemp(f"{method}-{engine}"), method, engine)
+
+
+def run_undisturbed(
+    driver: Driver, root: Path, method: str, engine: str, precision: str = "fp32"
+) -> tuple[Job, Job]:
+    training = {"epochs": 2, "maxSteps": STEPS, "learningRate": 5e-3, "precision": precision}
+    job = make_job(root / "prepared", method, engine, {"training": training})
+    (root / "undisturbed").mkdir()
+    ran = job.copy(root / "undisturbed")
     run = driver.start(ran)
     assert run.wait() == 0, run.tail()
     assert ran.saved() == ["1/step-4", "1/step-8", "1/step-12"]
@@ -102,8 +110,18 @@ def test_sigterm_in_the_middle_of_an_epoch(
 def test_sigkill_in_the_middle_of_a_step(
     undisturbed: tuple[Job, Job], driver: Driver, tmp_path: Path
 ) -> None:
-    prepared, ran = undisturbed
-    job = prepared.copy(tmp_path)
+    killed_in_the_middle_of_a_step(*undisturbed, driver, tmp_path)
+
+
+def test_pure_bf16_stays_bf16(driver: Driver, tmp_path: Path) -> None:
+    """An adapter whose weights became fp32 at the resume would train on, to other weights."""
+    prepared, ran = run_undisturbed(driver, tmp_path / "job", "lora", "ddp", "pureBf16")
+    killed_in_the_middle_of_a_step(prepared, ran, driver, tmp_path / "killed")
+
+
+def killed_in_the_middle_of_a_step(prepared: Job, ran: Job, driver: Driver, root: Path) -> None:
+    root.mkdir(exist_ok=True)
+    job = prepared.copy(root)
     run = driver.start(job)
     run.until(job.reached(5), "step 5")
     run.kill()

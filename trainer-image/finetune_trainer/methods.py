@@ -132,6 +132,8 @@ def _lora(model: Any, config: StageConfig) -> Any:
         autocast_adapter_dtype=not pure,
         low_cpu_mem_usage=any(p.is_meta for p in model.parameters()),
     )
+    # A resume loads the adapter through this, and would make it fp32.
+    wrapped.load_adapter = partial(wrapped.load_adapter, autocast_adapter_dtype=not pure)
     _to_training_type(wrapped, config)
     return wrapped
 
