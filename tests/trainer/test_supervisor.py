@@ -51,6 +51,13 @@ def test_ranks_that_were_killed_leave_no_word(tmp_path: Path) -> None:
     assert end.message.startswith("a rank was killed (SIGKILL)")
 
 
+def test_a_rank_that_hung_or_was_aborted_leaves_no_word_either(tmp_path: Path) -> None:
+    config = prepared_job(tmp_path, ranks=2)
+    end = supervisor._merged(config, supervisor.Ranks((20,), ()), 0, asked=False)
+    assert end.exit_code == 20
+    assert end.message.startswith("a rank hung, or NCCL aborted it")
+
+
 def test_a_node_that_was_asked_to_stop_was_not_cut_off(tmp_path: Path) -> None:
     config = prepared_job(tmp_path, ranks=2)
     ranks = supervisor.Ranks((20,), (report(20, message="a rank lost the others"),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ _MEMORY = (
     "can't allocate memory",
     "not enough memory",
     "cuda_error_out_of_memory",
+    "_status_alloc_failed",
 )
 _LOST = (
     "connection closed by peer",
@@ -189,8 +191,13 @@ def _precedence(code: int) -> int:
     return PRECEDENCE.index(code if code in PRECEDENCE else ExitCode.UNEXPECTED)
 
 
-def exit_code_of(returncode: int) -> int:
-    """Return a process's return code as a contract's code: killed by a signal counts as 128 + it."""
+def exit_code_of(returncode: int, device: str = "cpu") -> int:
+    """Return a rank's return code as a contract's code: killed by a signal counts as 128 + it.
+
+    On GPUs NCCL's watchdog aborts a rank whose peers are gone or hang, and it can say no more.
+    """
+    if device == "cuda" and returncode == -signal.SIGABRT:
+        return int(ExitCode.COMMUNICATION_LOST)
     code = 128 - returncode if returncode < 0 else returncode
     return code if code in PRECEDENCE else int(ExitCode.UNEXPECTED)
 

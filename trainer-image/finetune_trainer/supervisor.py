@@ -140,7 +140,9 @@ def _launch(
     try:
         elastic_launch(launched, rank_main)(str(config_file), str(ends), os.getpid())
     except ChildFailedError as error:
-        return [errors.exit_code_of(failure.exitcode) for failure in error.failures.values()]
+        device = config.job.spec.resources.accelerator.device
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return [errors.exit_code_of(code, device) for code in codes]
     return [int(ExitCode.DONE)]
 
 
@@ -188,6 +190,8 @@ def _without_report(code: int) -> str:
         return "a rank was killed (SIGKILL): by the node for its memory, or from outside"
     if code == ExitCode.SIGNALLED:
         return "asked to stop"
+    if code == ExitCode.COMMUNICATION_LOST:
+        return "a rank hung, or NCCL aborted it because it had lost the others; the log says which"
     return "a rank ended without saying why; the log holds what it wrote"
 
 

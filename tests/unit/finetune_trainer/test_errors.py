@@ -34,6 +34,13 @@ class DistBackendError(RuntimeError):
             12,
             "out-of-memory",
         ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"),
+            12,
+            "out-of-memory",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 12, "out-of-memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), 1, "unexpected"),
         (OSError(errno.ENOSPC, "No space left on device"), 14, "storage-full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 14, "storage-full"),
         (
@@ -190,6 +197,13 @@ def test_one_code_names_the_cause_of_all(codes: list[int], worst: int) -> None:
 )
 def test_return_codes_become_codes_of_the_contract(returned: int, code: int) -> None:
     assert errors.exit_code_of(returned) == code
+
+
+@pytest.mark.parametrize(("device", "code"), [("cuda", 20), ("cpu", 1)])
+def test_a_rank_that_nccl_aborted_lost_the_others(device: str, code: int) -> None:
+    assert errors.exit_code_of(-signal.SIGABRT, device) == code
+    assert errors.exit_code_of(-signal.SIGSEGV, device) == 1
+    assert errors.exit_code_of(-signal.SIGKILL, device) == 137
 
 
 def test_every_code_of_the_contract_has_a_precedence() -> None:
