@@ -115,22 +115,25 @@ def _in_clean_process(
         scratch = Path(name)
         (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
         kept = {key: os.environ[key] for key in ENVIRONMENT if key in os.environ}
-        done = subprocess.run(  # noqa: S603 - our own program with our own arguments
-            [
-                sys.executable,
-                "-I",
-                clean.__file__,
-                str(folder),
-                str(scratch / "request.json"),
-                name,
-            ],
-            cwd=name,
-            env={**kept, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
+        try:
+            done = subprocess.run(  # noqa: S603 - our own program with our own arguments
+                [
+                    sys.executable,
+                    "-I",
+                    clean.__file__,
+                    str(folder),
+                    str(scratch / "request.json"),
+                    name,
+                ],
+                cwd=name,
+                env={**kept, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise _too_slow(error.timeout) from error
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
             raise StageError(
@@ -143,6 +146,21 @@ def _in_clean_process(
             )
         answer = json.loads((scratch / "answer.json").read_text(encoding="utf-8"))
         return load_file(scratch / "logits.safetensors"), answer
+
+
+def _too_slow(seconds: float) -> StageError:
+    """Return the error of a proof that did not end; the process is gone by then."""
+    return StageError(
+        ExitCode.UNEXPECTED,
+        Problem(
+            code="output-not-verified-in-time",
+            message=f"the published model was not loaded and asked within {seconds:g} s in a "
+            "process of its own",
+            fix="give publishing more processors (resources.publishing.cpu), or the workspace a "
+            "faster volume; it is tried again",
+            field="spec.resources.publishing",
+        ),
+    )
 
 
 def _wrong(what: str, worst: float, allowed: float) -> StageError:
