@@ -192,6 +192,25 @@ def test_what_cannot_run_is_refused(spec: dict[str, Any], code: str, tmp_path: P
     assert [problem.code for problem in outcome.problems] == [code]
 
 
+@pytest.mark.parametrize(("precision", "ranks"), [("fp32", 1), ("bf16", 1), ("fp32", 2)])
+def test_a_job_for_gpus_never_trains_on_the_cpu(
+    precision: str, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    spec = {
+        "training": {"precision": precision},
+        "resources": {"accelerator": {"device": "cuda", "perNode": ranks}},
+    }
+    config = prepared_job(tmp_path, spec, ranks=ranks, micro_batch=1)
+    outcome = train_here(config, tmp_path / "scratch")
+    assert outcome.code == 10
+    assert [problem.code for problem in outcome.problems] == ["accelerator-not-usable"]
+    assert outcome.message.startswith("device cuda was asked for, and torch cannot use a GPU: ")
+    layout = Layout(Path(config.mounts.workspace))
+    assert not layout.claims.exists(), "no claim was taken"
+    assert not layout.metrics.exists()
+
+
 def test_a_global_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     config = with_attempt(prepared_job(tmp_path), 1, 1, micro_batch=3)
     outcome = train_here(config, tmp_path / "scratch")

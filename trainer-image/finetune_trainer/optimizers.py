@@ -83,3 +83,19 @@ def schedule(training: Training, total_steps: int) -> Schedule:
             ),
         )
     return Schedule(name, warmup, arguments)
+
+
+def count_on_host(optimizer: Any) -> None:
+    """Put an optimizer's counts of steps where torch makes them, after a resume.
+
+    With several ranks transformers loads the optimizer's state onto the GPU, the counts too. Adam
+    reads each on the host, so every parameter would make it wait for the GPU at every step. What
+    ``fused`` and ``capturable`` read is on the GPU from the beginning.
+    """
+    for group in optimizer.param_groups:
+        if group.get("fused") or group.get("capturable"):
+            continue
+        for parameter in group["params"]:
+            count = optimizer.state.get(parameter, {}).get("step")
+            if hasattr(count, "cpu"):
+                optimizer.state[parameter]["step"] = count.cpu()

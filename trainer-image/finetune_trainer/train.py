@@ -21,7 +21,17 @@ from finetune_api.names import Layout
 from finetune_api.problem import Problem
 from finetune_api.reports import Progress
 from finetune_api.resolved import StageConfig
-from finetune_trainer import arguments, losses, masks, methods, model, parallelism, trainer_class
+from finetune_trainer import (
+    arguments,
+    devices,
+    losses,
+    masks,
+    methods,
+    model,
+    optimizers,
+    parallelism,
+    trainer_class,
+)
 from finetune_trainer.callbacks.cadence import Cadence
 from finetune_trainer.callbacks.evaluation import Evaluation
 from finetune_trainer.callbacks.finite import Finite
@@ -60,7 +70,9 @@ def train(
     spec, layout = config.job.spec, Layout(Path(config.mounts.workspace))
 
     # --- set up: devices and process group, claim, data, model, engine -------------------------
+    devices.check(config)
     args = arguments.training_arguments(config, scratch / "transformers")
+    devices.assert_in_use(args.device.type, config)
     if spec.parallelism.deepspeed is not None and args.device.type == "cpu":
         parallelism.begin_deepspeed_on_cpu()
     check_world(args.world_size, attempt.world_size)
@@ -332,8 +344,12 @@ class EngineProof(transformers.TrainerCallback):  # type: ignore[misc]
         self._listener, self._watchdog = listener, watchdog
         self.wrapped: Callable[[], Any] = lambda: None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+    ) -> None:
         """Look at the wrapped model; from here on signals are agreed on by all ranks."""
         parallelism.assert_in_force(self.wrapped(), self._spec, self._world_size)
+        if self._spec.parallelism.deepspeed is None:
+            optimizers.count_on_host(optimizer)
         self._listener.loaded()
         self._watchdog.start()
