@@ -39,7 +39,7 @@ def uids(seen: LastSeen, key: Key = BOT, job: str = "job-1") -> list[str]:
 # What is kept of a pod
 
 
-FULL = {
+FULL: Object = {
     "metadata": {
         "name": "bot-1-3-x7k2p",
         "namespace": "team",
@@ -188,7 +188,7 @@ def variants() -> list[Object]:
     }
     found[6]["metadata"].pop("ownerReferences")
     ended = found[7]["status"]["containerStatuses"][1]["state"]["terminated"]
-    report = {"schemaVersion": 1, "jobUid": "job-1", "stage": "train", "attempt": 1}
+    report = {"schemaVersion": 1, "jobUid": "job-1", "stage": "train", "attempt": 1, "exitCode": 11}
     ended |= {"exitCode": 11, "message": json.dumps(report) + " " * 7000}
     found[7]["status"] |= {"reason": "", "conditions": []}
     return found
@@ -201,7 +201,10 @@ def test_a_kept_pod_is_read_as_the_whole_one(number: int) -> None:
     seen.keep(whole)
     (kept,) = seen.of_job(BOT, "job-1")
 
-    assert ending_of(kept, gone=True) == ending_of(whole, gone=True)
+    end = ending_of(kept, gone=True)
+    assert end == ending_of(whole, gone=True)
+    assert end is not None
+    assert (end.report is not None) is (number == 7)
     (one, other) = (members("child", (), [it]) for it in (kept, whole))
     assert [(m.index, m.created, m.started, m.end, m.told) for m in one] == [
         (m.index, m.created, m.started, m.end, m.told) for m in other
