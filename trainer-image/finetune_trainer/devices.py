@@ -90,12 +90,13 @@ def problem(seen: Seen, ranks: int) -> Problem | None:
             code="accelerator-not-usable",
             message="device cuda was asked for, and torch cannot use a GPU: "
             f"{seen.trouble} ({_versions(seen)})",
-            fix=_driver_fix(seen),
+            fix=f"{_needed(seen)}, and the container needs the node's GPUs: see that nvidia-smi works "
+            "in a pod that asks for them; to train without set resources.accelerator.device: cpu",
             field=FIELD,
         )
     if len(seen.capabilities) < ranks:
         return Problem(
-            code="accelerator-not-usable",
+            code="too-few-accelerators",
             message=f"{ranks} ranks of this node need a GPU each, and torch can use "
             f"{len(seen.capabilities)} ({_versions(seen)})",
             fix="ask for as many GPUs as there are ranks (resources.accelerator.perNode), or for "
@@ -106,7 +107,7 @@ def problem(seen: Seen, ranks: int) -> Problem | None:
         if not covered(capability, seen.built_for):
             major, minor = capability
             return Problem(
-                code="accelerator-not-usable",
+                code="accelerator-not-supported",
                 message=f"GPU {index} has capability {major}.{minor}, and torch has kernels for "
                 f"{' '.join(seen.built_for)} ({_versions(seen)})",
                 fix="choose nodes with newer GPUs (resources.nodeSelector), or an image whose "
@@ -141,16 +142,11 @@ def _versions(seen: Seen) -> str:
     return f"torch is built with {built}; driver: {seen.driver or 'not seen'}"
 
 
-def _driver_fix(seen: Seen) -> str:
+def _needed(seen: Seen) -> str:
     if seen.cuda is None:
-        return "use the trainer's image, or install a torch that is built with CUDA"
+        return "use the trainer's image, whose torch is built with CUDA"
     oldest = OLDEST_DRIVER.get(int(seen.cuda.partition(".")[0]))
-    driver = f"a driver {oldest} or newer" if oldest else "a newer driver"
-    return (
-        f"CUDA {seen.cuda} needs {driver} on the node, and the container needs its GPUs: see that "
-        "nvidia-smi works in a pod that asks for them; to train without set "
-        "resources.accelerator.device: cpu"
-    )
+    return f"CUDA {seen.cuda} needs a driver {oldest or 'of its age'} or newer on the node"
 
 
 def assert_in_use(device: str, config: StageConfig) -> None:

@@ -71,7 +71,7 @@ def test_a_torch_without_cuda_is_named() -> None:
     assert found.message.endswith(
         "Torch not compiled with CUDA enabled (torch is built with no CUDA; driver: not seen)"
     )
-    assert found.fix == "use the trainer's image, or install a torch that is built with CUDA"
+    assert found.fix.startswith("use the trainer's image, whose torch is built with CUDA, and")
 
 
 def test_each_rank_needs_a_gpu() -> None:
@@ -80,12 +80,16 @@ def test_each_rank_needs_a_gpu() -> None:
     assert found.message.startswith(
         "2 ranks of this node need a GPU each, and torch can use 1 (torch is built"
     )
-    assert found.field == "spec.resources.processesPerNode"
+    assert (found.code, found.field) == (
+        "too-few-accelerators",
+        "spec.resources.processesPerNode",
+    )
 
 
 def test_a_gpu_that_torch_has_no_kernels_for_is_refused_before_its_first() -> None:
     found = problem(seen((9, 0), (7, 0)), 2)
     assert found is not None
+    assert found.code == "accelerator-not-supported"
     assert found.message == (
         "GPU 1 has capability 7.0, and torch has kernels for sm_75 sm_80 sm_86 sm_90 sm_100 "
         "sm_120 (torch is built with CUDA 13.0; driver: 580.65.06)"
