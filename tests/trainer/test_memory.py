@@ -369,23 +369,28 @@ def room(root: Path, free: int, **changes: Any) -> Any:
 
 
 def test_room_on_the_disk(tmp_path: Path) -> None:
-    # (3 kept + 2) x 100 + 2 x 30 + 36 + 64 of logs + 200 of output = 860 MiB
-    _, report = room(tmp_path, 860 * MIB)
-    assert (report.verdict, report.needed_bytes) == ("Fits", 860 * MIB)
-    assert report.message == "the workspace needs 860.0 MiB, 860.0 MiB free"
-    config, report = room(tmp_path, 860 * MIB - 1)
+    # (3 kept + 2) x 100 + (3 + 2) x 30 + 36 + 64 of logs + 200 of output = 950 MiB
+    _, report = room(tmp_path, 950 * MIB)
+    assert (report.verdict, report.needed_bytes) == ("Fits", 950 * MIB)
+    assert report.message == "the workspace needs 950.0 MiB, 950.0 MiB free"
+    # Kept is one fewer: a checkpoint and its snapshot.
+    _, report = room(tmp_path, 820 * MIB, checkpoint={"keep": 2})
+    assert (report.verdict, report.needed_bytes) == ("Fits", 820 * MIB)
+    problem = disk.refusal(*room(tmp_path, 820 * MIB), known=SIZES)
+    assert problem.fix.startswith("set checkpoint.keep to 2, or free 130.0 MiB")
+    config, report = room(tmp_path, 950 * MIB - 1)
     assert report.verdict == "DoesNotFit"
     with pytest.raises(StageError) as caught:
         disk.require(config, report, known=SIZES)
     assert caught.value.exit_code is ExitCode.STORAGE_FULL
     problem = caught.value.problems[0]
     assert (problem.code, problem.field) == ("no-room", "spec.checkpoint.keep")
-    assert problem.message == "the workspace needs 860.0 MiB, 860.0 MiB free"
+    assert problem.message == "the workspace needs 950.0 MiB, 950.0 MiB free"
     assert problem.fix.startswith("set checkpoint.keep to 2, or free")
     config, report = room(tmp_path, 100 * MIB)
     problem = disk.refusal(config, report, known=SIZES)
-    assert problem.message == "the workspace needs 860.0 MiB, 100.0 MiB free"
-    assert problem.fix == "free 760.0 MiB, or use a larger volume (spec.workspace)"
+    assert problem.message == "the workspace needs 950.0 MiB, 100.0 MiB free"
+    assert problem.fix == "free 850.0 MiB, or use a larger volume (spec.workspace)"
 
 
 def test_the_output_on_a_file_system_of_its_own(
@@ -394,7 +399,7 @@ def test_the_output_on_a_file_system_of_its_own(
     monkeypatch.setattr(disk, "_same_device", lambda one, other: False)
     config = make_config(tmp_path, "prepare", {"output": {"uri": "pvc://models/out"}})
     models = Path(config.mounts.volumes["models"])
-    free = {models: 100 * MIB, Path(config.mounts.workspace): 700 * MIB}
+    free = {models: 100 * MIB, Path(config.mounts.workspace): 750 * MIB}
     report = disk.verdict(config, prepared_bytes=36 * MIB, free=free.__getitem__, known=SIZES)
     assert (report.verdict, report.needed_bytes) == ("DoesNotFit", 200 * MIB)
     problem = disk.refusal(config, report, known=SIZES)

@@ -41,7 +41,7 @@ from finetune_trainer.callbacks.meter import Meter
 from finetune_trainer.callbacks.progress import Reporter, peak_memory
 from finetune_trainer.callbacks.signals import Agreement, Signals
 from finetune_trainer.checkpoint import restore
-from finetune_trainer.checkpoint.gang import Gang
+from finetune_trainer.checkpoint.gang import PATIENCE, Gang
 from finetune_trainer.checkpoint.save import Checkpoints
 from finetune_trainer.data import cache
 from finetune_trainer.data.collate import Collator
@@ -78,7 +78,7 @@ def train(
     check_world(args.world_size, attempt.world_size)
     gang, talk = gangs(args)
     furthest = furthest_step(layout, config.job.uid) if gang.leads else 0
-    start = restore.start(config, gang, pod_uid=os.environ.get(POD_UID) or str(uuid.uuid4()))
+    start = restore.start(config, talk, pod_uid=os.environ.get(POD_UID) or str(uuid.uuid4()))
     facts.know(claim=start.claim.sequence, resumed_from=start.resume, rejected=start.rejected[:3])
     facts.know(step=start.resume.step if start.resume else 0, checkpoint=start.resume)
 
@@ -246,12 +246,15 @@ def check_world(found: int, wanted: int) -> None:
 def gangs(args: Any) -> tuple[Gang, Gang]:
     """Return this rank's view of all ranks, twice: for objects, and for the agreement on signals.
 
-    Both use gloo, so that what is exchanged never waits for an accelerator.
+    Both use gloo, so that what is exchanged never waits for an accelerator. In the first one ranks
+    wait for the writes of others, under the eye of the watchdog; in the second one nobody writes.
     """
     if args.world_size == 1:
         return Gang(), Gang()
-    patience = timedelta(seconds=arguments.COLLECTIVE_TIMEOUT)
-    first, second = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+    patience = (PATIENCE, arguments.COLLECTIVE_TIMEOUT)
+    first, second = (
+        dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds)) for seconds in patience
+    )
     rank, world = dist.get_rank(), dist.get_world_size()
     return Gang(rank, world, first), Gang(rank, world, second)
 

@@ -24,6 +24,11 @@ def take(layout: Layout, resumes_from: CheckpointRef | None = None) -> Claim:
     )
 
 
+def make_snapshot(layout: Layout, claim: int, step: int) -> None:
+    made = make_checkpoint(layout, claim, step, {"kind": "best", "reason": "best"})
+    (layout.root / made.path).rename(layout.best(claim, step))
+
+
 def left(layout: Layout) -> list[str]:
     return sorted(path.relative_to(layout.root).as_posix() for path in layout.root.glob("*/*/*-*"))
 
@@ -120,6 +125,94 @@ def test_saves_that_lower_claims_never_finished_are_deleted_and_own_ones_are_not
     write_files(layout.checkpoint(2, 30), 30)
     assert retention.Retention(layout, claim, keep=3).prune() == (layout.checkpoint(1, 20),)
     assert left(layout) == ["checkpoints/1/step-10", "checkpoints/2/step-30"]
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "checkpoints", "damaged", "needless"),
+    [
+        # (claim, step); the newest of all and the newest up to each checkpoint are needed.
+        ([], [(1, 4)], [], []),
+        ([(1, 3)], [], [], []),
+        ([(1, 6), (1, 3)], [(1, 4)], [], []),
+        ([(1, 6), (1, 3)], [(1, 5), (1, 4)], [], []),
+        ([(1, 6), (1, 3)], [(1, 6)], [], [(1, 3)]),
+        ([(1, 6), (1, 3)], [(1, 8), (1, 4)], [], []),
+        # Between two checkpoints nobody begins: of what was best there, the last is enough.
+        ([(1, 7), (1, 6), (1, 3)], [(1, 4)], [], [(1, 6)]),
+        ([(1, 9), (1, 6), (1, 3), (1, 2)], [(1, 8), (1, 4)], [], [(1, 2)]),
+        # The step of the checkpoint that claim 2 resumed from was evaluated by claim 2 alone.
+        ([(2, 4), (1, 3)], [(1, 4)], [], []),
+        ([(2, 4), (1, 3)], [(2, 8), (1, 4)], [], []),
+        ([(2, 4), (1, 3)], [(2, 8)], [], [(1, 3)]),
+        # A damaged one takes nobody's place, and is not deleted for it.
+        ([(1, 6), (1, 3)], [(1, 6)], [(1, 6)], []),
+        ([(1, 6), (1, 3), (1, 2)], [(1, 6)], [(1, 6)], [(1, 2)]),
+        ([(1, 6), (1, 3), (1, 2)], [(1, 6)], [(1, 6), (1, 3)], []),
+    ],
+)
+def test_which_snapshots_nobody_needs(
+    snapshots: list[tuple[int, int]],
+    checkpoints: list[tuple[int, int]],
+    damaged: list[tuple[int, int]],
+    needless: list[tuple[int, int]],
+) -> None:
+    found = retention.needless(snapshots, checkpoints, lambda place: place not in damaged)
+    assert list(found) == needless
+
+
+def test_a_snapshot_of_an_earlier_claim_goes_when_no_checkpoint_of_the_lineage_needs_it(
+    tmp_path: Path,
+) -> None:
+    layout = Layout(tmp_path)
+    take(layout)
+    resumed = make_checkpoint(layout, 1, 10)
+    claim = take(layout, resumed)
+    make_checkpoint(layout, 2, 20)
+    for number, step in ((1, 5), (1, 9), (1, 15), (2, 14)):
+        make_snapshot(layout, number, step)
+    worker = retention.Retention(layout, claim, keep=2)
+    # Claim 2 began at 10: what claim 1 found best at 15 is of another lineage.
+    assert worker.prune() == (layout.best(1, 5),)
+    flip_byte(layout.best(1, 9) / "rng_state_0.pth")
+    make_checkpoint(layout, 2, 30)
+    assert worker.prune() == (layout.checkpoint(1, 10), layout.best(1, 9))
+    assert left(layout) == [
+        "checkpoints/1/best-15",
+        "checkpoints/2/best-14",
+        "checkpoints/2/step-20",
+        "checkpoints/2/step-30",
+    ]
+
+
+def test_a_new_snapshot_costs_the_one_before_it_and_nothing_else(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    take(layout)
+    resumed = make_checkpoint(layout, 1, 10)
+    make_checkpoint(layout, 1, 5)
+    write_files(layout.checkpoint(1, 20), 20)
+    worker = retention.Retention(layout, take(layout, resumed), keep=1)
+    make_snapshot(layout, 1, 9)
+    make_snapshot(layout, 2, 12)
+    make_snapshot(layout, 2, 15)
+    worker.begin_snapshots(resumed)
+    worker.finish()
+    assert left(layout) == [
+        "checkpoints/1/best-9",
+        "checkpoints/1/step-10",
+        "checkpoints/1/step-20",
+        "checkpoints/1/step-5",
+        "checkpoints/2/best-15",
+    ]
+
+
+def test_a_damaged_snapshot_is_no_reason_to_delete_the_one_before_it(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    claim = take(layout)
+    make_checkpoint(layout, 1, 10)
+    make_snapshot(layout, 1, 5)
+    make_snapshot(layout, 1, 9)
+    flip_byte(layout.best(1, 9) / "rng_state_0.pth")
+    assert retention.Retention(layout, claim, keep=1).prune() == ()
 
 
 def test_a_fenced_gang_deletes_nothing(tmp_path: Path) -> None:

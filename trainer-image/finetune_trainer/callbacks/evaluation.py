@@ -164,7 +164,8 @@ class Evaluation(TrainerCallback):  # type: ignore[misc]
         trainer.state.stateful_callbacks[STATE_KEY] = asdict(self.standing)
         self._report(step, metrics)
         if best:
-            self._save_best(trainer, metrics)
+            with self._enter("saving"):
+                self._save_best(trainer, metrics)
         if self.exhausted:
             trainer.control.should_training_stop = True
         return metrics

@@ -10,6 +10,12 @@ from finetune_trainer.errors import StageError
 
 T = TypeVar("T")
 
+PATIENCE = 21600
+"""Seconds that ranks wait for one that writes or deletes on a slow volume.
+
+As many as the watchdog, which ends whoever hangs, grants a save before the first step.
+"""
+
 
 @dataclass(frozen=True)
 class Gang:

@@ -1,8 +1,9 @@
 """Old checkpoints are deleted in the background, once newer ones have proved themselves.
 
-What is kept: the ``keep`` newest verified checkpoints along the lineage of the own claim. What is
-never touched: the newest verified, best snapshots of others, and whatever belongs to another
-lineage. A deletion takes the manifest away first, so that a half-deleted folder is no checkpoint.
+What is kept: the ``keep`` newest verified checkpoints along the lineage of the own claim, the
+snapshot of the best evaluation up to each of them, and the newest snapshot. What is never touched:
+the newest verified, and whatever belongs to another lineage. A deletion takes the manifest away
+first, so that a half-deleted folder is no checkpoint.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from finetune_trainer.errors import StageError
 
 _log = logging.getLogger(__name__)
 
+Place = tuple[int, int]
+"""A claim and a step."""
+
 
 def superfluous(
     newest_first: Iterable[Path], keep: int, usable: Callable[[Path], bool]
@@ -38,6 +42,27 @@ def superfluous(
         elif usable(folder):
             left -= 1
     return tuple(out)
+
+
+def needless(
+    newest_first: Iterable[Place], checkpoints: Iterable[Place], usable: Callable[[Place], bool]
+) -> tuple[Place, ...]:
+    """Return the snapshots, as (claim, step), that nobody publishes any more.
+
+    Along a lineage each snapshot is better than all before it. The run under way needs the newest,
+    and whoever goes on from a checkpoint the newest up to there: those after it are not in its
+    lineage. ``usable`` is asked where there are older ones that could take a damaged one's place.
+    """
+    snapshots = list(newest_first)
+    needed: set[Place] = set()
+    for limit in (None, *checkpoints):
+        for place in snapshots:
+            if limit is not None and place > limit:
+                continue
+            needed.add(place)
+            if place == snapshots[-1] or usable(place):
+                break
+    return tuple(place for place in snapshots if place not in needed)
 
 
 def delete(layout: Layout, sequence: int, folder: Path) -> None:
@@ -61,10 +86,11 @@ class Retention:
 
     def begin(self, newest: CheckpointRef) -> None:
         """Start deleting, now that ``newest`` is committed; raises as ``finish`` does."""
-        self.finish()
-        self._verified.add(newest.path)
-        self._thread = threading.Thread(target=self._run, name="retention", daemon=True)
-        self._thread.start()
+        self._start(newest, self.prune)
+
+    def begin_snapshots(self, newest: CheckpointRef) -> None:
+        """Start deleting snapshots alone, now that ``newest`` is committed; raises likewise."""
+        self._start(newest, self.prune_snapshots)
 
     def finish(self) -> None:
         """Wait for the thread; raises ``StageError`` (21) when it found a newer claim."""
@@ -76,27 +102,55 @@ class Retention:
 
     def prune(self) -> tuple[Path, ...]:
         """Delete what is superfluous, oldest first; returns what was deleted."""
-        lineage = [self.layout.checkpoint(*place) for place in self._lineage()]
-        doomed = superfluous(lineage, self.keep, self._usable)
-        old = [folder for folder in reversed(doomed) if folder.is_dir()]
-        doomed = tuple(dict.fromkeys(old + self._abandoned()))
-        for folder in doomed:
-            delete(self.layout, self.claim.sequence, folder)
-        return doomed
+        known = self._claims()
+        places = list(verify.places(self.layout, known))
+        folders = [self.layout.checkpoint(*place) for place in places]
+        doomed = superfluous(folders, self.keep, self._usable)
+        left = [place for place, at in zip(places, folders, strict=True) if at not in doomed]
+        return self._delete(
+            [*reversed(doomed), *self._needless(known, left), *self._abandoned()],
+        )
 
-    def _run(self) -> None:
+    def prune_snapshots(self) -> tuple[Path, ...]:
+        """Delete the snapshots that nobody needs, oldest first; returns what was deleted."""
+        known = self._claims()
+        return self._delete(self._needless(known, list(verify.places(self.layout, known))))
+
+    def _needless(self, known: dict[int, Claim | None], checkpoints: list[Place]) -> list[Path]:
+        found = needless(
+            verify.snapshots(self.layout, known),
+            checkpoints,
+            lambda place: self._usable(self.layout.best(*place)),
+        )
+        return [self.layout.best(*place) for place in reversed(found)]
+
+    def _delete(self, folders: list[Path]) -> tuple[Path, ...]:
+        present = tuple(dict.fromkeys(folder for folder in folders if folder.is_dir()))
+        for folder in present:
+            delete(self.layout, self.claim.sequence, folder)
+        return present
+
+    def _start(self, newest: CheckpointRef, act: Callable[[], object]) -> None:
+        self.finish()
+        self._verified.add(newest.path)
+        self._thread = threading.Thread(
+            target=self._run, args=(act,), name="retention", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, act: Callable[[], object]) -> None:
         try:
-            self.prune()
+            act()
         except StageError as error:
             self._fenced = error
         except OSError as error:
             # Room that is not given back is no reason to stop training; the next save tries again.
             _log.warning("old checkpoints could not be deleted: %s", error)
 
-    def _lineage(self) -> list[tuple[int, int]]:
+    def _claims(self) -> dict[int, Claim | None]:
         known = claims.read_all(self.layout)
-        own = {number: claim for number, claim in known.items() if number < self.claim.sequence}
-        return list(verify.places(self.layout, own | {self.claim.sequence: self.claim}))
+        lower = {number: claim for number, claim in known.items() if number < self.claim.sequence}
+        return lower | {self.claim.sequence: self.claim}
 
     def _usable(self, folder: Path) -> bool:
         """Read a checkpoint once; what this process wrote and hashed is not read again."""

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from finetune_api.checkpoint import CheckpointRef, FileEntry, Manifest
 from finetune_api.exit_codes import ExitCode
@@ -39,6 +39,7 @@ from finetune_trainer.checkpoint.gang import Gang
 from finetune_trainer.checkpoint.restore import METHOD_STATE, Start
 from finetune_trainer.errors import StageError
 
+T = TypeVar("T")
 Reason = Literal["cadence", "signal", "best", "end"]
 LOG_HISTORY = 1000
 """Entries of the log that a checkpoint carries; the whole of it is in the reports."""
@@ -59,8 +60,6 @@ class Checkpoints:
         self.config, self.start, self.gang = config, start, gang
         self.newest: CheckpointRef | None = start.resume
         """The newest verified checkpoint: of this claim, or the one that it resumed from."""
-        self.best: Path | None = None
-        """The snapshot that this claim wrote."""
         self.seconds = 0.0
         """What the last save took of the training time."""
         self._random: rng.State | None = None
@@ -92,7 +91,11 @@ class Checkpoints:
             return self.newest
         began = time.monotonic()
         folder = self.layout.checkpoint(self.sequence, step)
-        files = self._written(folder, lambda: self._write_all(trainer, folder))
+        files = self._written(
+            folder,
+            lambda: write_weights(trainer, folder, self.gang.leads),
+            lambda: self._write_rest(trainer, folder),
+        )
         manifest = self._manifest(trainer, files, "checkpoint", reason, evaluation)
         newest = self.newest = self._commit(folder, manifest)
         self.seconds = time.monotonic() - began
@@ -100,40 +103,51 @@ class Checkpoints:
         return newest
 
     def save_best(self, trainer: Any, evaluation: Mapping[str, float]) -> CheckpointRef:
-        """Commit a snapshot of the weights alone; the one before it is deleted afterwards."""
+        """Commit a snapshot of the weights alone.
+
+        Those before it stay as long as a run that goes on from a checkpoint may publish them.
+        """
         folder = self.layout.best(self.sequence, int(trainer.state.global_step))
         files = self._written(folder, lambda: write_weights(trainer, folder, self.gang.leads))
         ref = self._commit(folder, self._manifest(trainer, files, "best", "best", evaluation))
-        old, self.best = self.best, folder
-        if old is not None and old != folder:
-            self.gang.led(lambda: retention.delete(self.layout, self.sequence, old))
+        self.gang.led(lambda: self._retention.begin_snapshots(ref))
         return ref
 
     def close(self) -> None:
         """Wait until old checkpoints are deleted. Collective; raises as ``save`` does."""
         self.gang.led(self._retention.finish)
 
-    def _written(self, folder: Path, write: Callable[[], None]) -> tuple[FileEntry, ...]:
-        """Write with every rank; returns all ranks' files, flushed and hashed."""
+    def _written(self, folder: Path, *writes: Callable[[], None]) -> tuple[FileEntry, ...]:
+        """Write with every rank; returns all ranks' files, flushed and hashed.
+
+        A rank begins with the next part when all have done the one before: DeepSpeed's own waiting
+        for the rank that writes the weights would end sooner, and not at all where that one failed.
+        """
         self.gang.led(lambda: self._make(folder))
         folder.mkdir(parents=True, exist_ok=True)
+        for write in writes:
+            self._done_by_all(folder, write)
+        told = self._done_by_all(folder, lambda: flushed(folder, self.gang.rank))
+        return tuple(entry for entries in told for entry in entries or ())
+
+    def _done_by_all(self, folder: Path, act: Callable[[], T]) -> list[T | None]:
+        """Return what came of ``act`` on every rank; raises ``StageError`` (14) on all for one."""
+        result: T | None = None
         problem: Problem | None = None
-        entries: list[FileEntry] = []
         try:
             with rng.preserved():
-                write()
-            entries = flushed(folder, self.gang.rank)
+                result = act()
         except Exception as error:
             claims.fence(self.layout, self.sequence)
             problem = storage_problem(error, self.layout.root)
             if problem is None:
                 raise
-        told = self.gang.all((entries, problem))
+        told = self.gang.all((result, problem))
         problems = [problem for _, problem in told if problem]
         if problems:
             self.gang.led(lambda: self._discard(folder))
             raise StageError(ExitCode.STORAGE_FULL, problems[0])
-        return tuple(entry for entries, _ in told for entry in entries)
+        return [result for result, _ in told]
 
     def _make(self, folder: Path) -> None:
         claims.fence(self.layout, self.sequence)
@@ -150,8 +164,7 @@ class Checkpoints:
         claims.fence(self.layout, self.sequence)
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _write_all(self, trainer: Any, folder: Path) -> None:
-        write_weights(trainer, folder, self.gang.leads)
+    def _write_rest(self, trainer: Any, folder: Path) -> None:
         write_optimizer(trainer, folder, self.gang.leads)
         import torch
 

@@ -26,6 +26,7 @@ from finetune_trainer.checkpoint import claim as claims
 from finetune_trainer.errors import StageError
 
 _STEP = re.compile(r"^step-([0-9]+)$")
+_BEST = re.compile(r"^best-([0-9]+)$")
 _CHUNK = 8 << 20
 MANIFEST_LIMIT = 64 << 20
 """Bytes; a manifest of a hundred thousand files stays below."""
@@ -175,11 +176,11 @@ def reference(layout: Layout, folder: Path, manifest: Manifest) -> CheckpointRef
     )
 
 
-def steps(folder: Path) -> list[int]:
+def steps(folder: Path, name: re.Pattern[str] = _STEP) -> list[int]:
     """Return the steps of which a claim's folder holds anything, newest first."""
     if not folder.is_dir():
         return []
-    names = (_STEP.match(entry.name) for entry in folder.iterdir())
+    names = (name.match(entry.name) for entry in folder.iterdir())
     return sorted((int(name[1]) for name in names if name), reverse=True)
 
 
@@ -200,6 +201,19 @@ def places(
             listed = sorted({limit, *(step for step in listed if step <= limit)}, reverse=True)
         for step in listed:
             yield span.claim, step
+
+
+def snapshots(
+    layout: Layout, known: Mapping[int, Claim | None] | None = None
+) -> Iterator[tuple[int, int]]:
+    """Yield (claim, step) of every snapshot of a best evaluation along the lineage, newest first.
+
+    ``known``: the claims; absent: those on disk.
+    """
+    for span in claims.lineage(claims.read_all(layout) if known is None else known):
+        for step in steps(layout.checkpoints / str(span.claim), _BEST):
+            if span.last_step is None or step <= span.last_step:
+                yield span.claim, step
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +11,9 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.names import Layout
 from finetune_api.problem import Problem
 from finetune_api.resolved import StageConfig
-from finetune_trainer.checkpoint import claim as claims
 from finetune_trainer.checkpoint import verify
 from finetune_trainer.errors import StageError
 
-_BEST = re.compile(r"^best-([0-9]+)$")
 STATE_KEY = "finetune-evaluation"
 
 
@@ -78,18 +75,16 @@ def _last(layout: Layout, uid: str) -> tuple[Path, Manifest]:
 def _best(layout: Layout, uid: str, *, limit: int) -> tuple[Path, Manifest] | None:
     """Return the verified snapshot of the lineage with the lowest evaluation loss; None: none."""
     found: list[tuple[float, int, Path]] = []
-    for span in claims.lineage(claims.read_all(layout)):
-        folder = layout.checkpoints / str(span.claim)
-        for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
-            name = _BEST.match(entry.name)
-            if not name or int(name[1]) > min(limit, span.last_step or limit):
-                continue
-            try:
-                manifest = verify.read_manifest(entry)
-            except verify.Unusable:
-                continue
-            if manifest.kind == "best" and "loss" in manifest.evaluation:
-                found.append((manifest.evaluation["loss"], manifest.step, entry))
+    for claim, place in verify.snapshots(layout):
+        if place > limit:
+            continue
+        entry = layout.best(claim, place)
+        try:
+            manifest = verify.read_manifest(entry)
+        except verify.Unusable:
+            continue
+        if manifest.kind == "best" and "loss" in manifest.evaluation:
+            found.append((manifest.evaluation["loss"], manifest.step, entry))
     for _, step, folder in sorted(found):
         try:
             return folder, verify.verified(folder, uid)

@@ -21,7 +21,7 @@ from finetune_trainer.model import model_folder
 SPARE = 2
 """Checkpoints beside the kept ones: the one being written, and one being deleted."""
 SNAPSHOTS = 2
-"""Weights of the best evaluation: the old one goes when the new one is there."""
+"""Weights of best evaluations beside that of each kept checkpoint: the newest, and the next one."""
 LOGS = 64 << 20
 
 Free = Callable[[Path], int]
@@ -76,7 +76,8 @@ def verdict(
     found = known or sizes(config)
     workspace = Path(config.mounts.workspace)
     keep = config.job.spec.checkpoint.keep
-    work = (keep + SPARE) * found.checkpoint + SNAPSHOTS * found.snapshot + prepared_bytes + LOGS
+    checkpoints = (keep + SPARE) * found.checkpoint + (keep + SNAPSHOTS) * found.snapshot
+    work = checkpoints + prepared_bytes + LOGS
     target = _output_root(config)
     if target is None or _same_device(target, workspace):
         return _compare(work + found.output, free(workspace), "the workspace")
@@ -109,7 +110,8 @@ def refusal(
     found = known or sizes(config)
     short = report.needed_bytes - (report.free_bytes or 0)
     keep = config.job.spec.checkpoint.keep
-    fewer = keep - -(-short // found.checkpoint) if found.checkpoint else 0
+    each = found.checkpoint + found.snapshot
+    fewer = keep - -(-short // each) if each else 0
     fix = f"free {format_bytes(short)}, or use a larger volume (spec.workspace)"
     field = "spec.workspace"
     if report.message.startswith("the output"):
