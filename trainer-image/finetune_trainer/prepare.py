@@ -147,7 +147,7 @@ def _prepare(config: StageConfig, found: dict[str, Any]) -> None:
         "tokens_per_step": round(train.tokens * share),
         "trained_tokens_per_step": round(train.trained_tokens * share),
         "rows_per_step": round(train.rows_used * share, 2),
-        "problems": (*data.problems, *([few] if few else [])),
+        "problems": (*found.get("problems", ()), *data.problems, *([few] if few else [])),
         "choices": Choices(
             fingerprint=manifest.fingerprint,
             model_path=model.path_ref,
@@ -208,15 +208,21 @@ def _memory(
     found: dict[str, Any],
 ) -> tuple[int, tuple[Chosen, ...]]:
     """Return the micro-batch and why; raises ``StageError`` (12) when no step would fit."""
-    from finetune_trainer.memory import verdict
+    from finetune_trainer.memory import host, verdict
 
     longest = min(manifest.train.longest, manifest.max_length)
     length = manifest.max_length if manifest.packing else longest
     report, micro, chosen = verdict.verdict(
         config, length=length, global_batch_size=batches.global_batch
     )
+    node = host.problem(config)
     found["memory"] = report
-    verdict.require(config, report, micro, length=length)
+    if node is not None:
+        found["problems"] = (node,)
+        if node.severity == "error":
+            no = {"verdict": "DoesNotFit", "message": node.message}
+            found["memory"] = report.model_copy(update=no)
+    verdict.require(config, report, micro, length=length, node=node)
     return micro, chosen
 
 

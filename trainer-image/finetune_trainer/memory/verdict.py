@@ -52,11 +52,18 @@ def require(
     *,
     length: int,
     available: int | None = None,
+    node: Problem | None = None,
 ) -> None:
-    """Raise ``StageError`` (12) with the smallest change that fits when the report says no."""
+    """Raise ``StageError`` (12) with the smallest change that fits when the report says no.
+
+    ``node``: what is wrong with the memory of a node, which is told as well.
+    """
+    problems = [node] if node is not None and node.severity == "error" else []
     if report.verdict == "DoesNotFit":
-        problem = refusal(config, report, micro_batch, length=length, available=available)
-        raise StageError(ExitCode.DOES_NOT_FIT, problem)
+        told = refusal(config, report, micro_batch, length=length, available=available)
+        problems.insert(0, told)
+    if problems:
+        raise StageError(ExitCode.DOES_NOT_FIT, *problems)
 
 
 def refusal(
@@ -189,15 +196,16 @@ def _changes(
         size //= 2
         yield f"set training.microBatchSize to {size}", config, length, size
     if not spec.training.gradient_checkpointing:
-        changed = _with(config, {"training": {"gradientCheckpointing": True}})
+        changed = with_changes(config, {"training": {"gradientCheckpointing": True}})
         yield "set training.gradientCheckpointing to true", changed, length, 1
-    several = spec.resources.world_size > 1
+    # DeepSpeed has no pureBf16.
+    several = spec.resources.world_size > 1 and spec.training.precision != "pureBf16"
     for stage in (2, 3) if several else ():
         if not spec.parallelism.deepspeed or spec.parallelism.deepspeed.zero_stage < stage:
-            changed = _with(config, {"parallelism": {"deepspeed": {"zeroStage": stage}}})
+            changed = with_changes(config, {"parallelism": {"deepspeed": {"zeroStage": stage}}})
             yield f"set parallelism.deepspeed.zeroStage to {stage}", changed, length, 1
     tokens = length
-    checkpointed = _with(config, {"training": {"gradientCheckpointing": True}})
+    checkpointed = with_changes(config, {"training": {"gradientCheckpointing": True}})
     while tokens // 2 >= SHORTEST:
         tokens //= 2
         yield (
@@ -208,11 +216,11 @@ def _changes(
             1,
         )
     if spec.method.kind == "full":
-        changed = _with(checkpointed, {"method": {"lora": {}}})
+        changed = with_changes(checkpointed, {"method": {"lora": {}}})
         yield "use method: {lora: {}} with gradientCheckpointing: true", changed, length, 1
 
 
-def _with(config: StageConfig, changes: dict[str, dict[str, Any]]) -> StageConfig:
+def with_changes(config: StageConfig, changes: dict[str, dict[str, Any]]) -> StageConfig:
     """Return the configuration with sections of the spec changed; one-of sections are replaced."""
     data = config.to_json()
     spec = data["job"]["spec"]
