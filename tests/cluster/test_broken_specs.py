@@ -45,6 +45,10 @@ BY_THE_API_SERVER = {
         "globalBatchSize must be a multiple of microBatchSize; fix: choose a microBatchSize that"
         " divides it, or leave microBatchSize out [micro-batch-divides]"
     ),
+    "16-bit weights under DeepSpeed": (
+        "pureBf16 has no meaning under DeepSpeed, which keeps fp32 master weights; fix: use"
+        " precision: bf16, or parallelism: {ddp: {}} [pure-bf16-under-deepspeed]"
+    ),
     "several at once, in the order of the file": (
         'strict decoding error: unknown field "spec.objectve", unknown field'
         ' "spec.training.precission"'

@@ -105,8 +105,8 @@ def test_both_figures_and_the_smallest_change(tmp_path: Path) -> None:
     found = host.problem(job(tmp_path, resources={"memory": "128Gi"}))
     assert found == Problem(
         code="node-memory-too-small",
-        message="8 ranks of a node hold 240.5 GiB of its memory, beside the accelerators', and "
-        "resources.memory is 128.0 GiB",
+        message="loading the model needs 240.5 GiB of a node's memory (8 x 29.9 GiB of weights, and "
+        "the libraries), and resources.memory is 128.0 GiB",
         fix="set resources.memory: 268Gi, or parallelism: {deepspeed: {zeroStage: 3}}, which "
         "divides the weights as it loads",
         field="spec.resources.memory",
@@ -118,8 +118,8 @@ def test_one_rank_has_nothing_to_divide(tmp_path: Path) -> None:
     found = host.problem(job(tmp_path, parallelism=None, resources=one))
     assert found is not None
     assert found.message == (
-        "1 rank of a node holds 31.1 GiB of its memory, beside the accelerators', and "
-        "resources.memory is 16.0 GiB"
+        "loading the model needs 31.1 GiB of a node's memory (1 x 29.9 GiB of weights, and the "
+        "libraries), and resources.memory is 16.0 GiB"
     )
     assert found.fix == "set resources.memory: 35Gi"
 

@@ -79,6 +79,18 @@ bot.yaml:10:35 error  globalBatchSize 64 cannot be divided by 24 (2 ranks x micr
                       fix: set microBatchSize to 8, or globalBatchSize to 48 or 72
 """,
     ),
+    "16-bit weights under DeepSpeed": (
+        JOB
+        + """\
+  method: {full: {}}
+  training: {precision: pureBf16}
+  parallelism: {deepspeed: {zeroStage: 2}}
+""",
+        """\
+bot.yaml:10:14 error  pureBf16 has no meaning under DeepSpeed, which keeps fp32 master weights [pure-bf16-under-deepspeed]
+                      fix: use precision: bf16, or parallelism: {ddp: {}}
+""",
+    ),
     "several at once, in the order of the file": (
         JOB
         + """\

@@ -37,14 +37,13 @@ def problem(config: StageConfig) -> Problem | None:
     comfortable = room * (1 - verdict.MARGIN)
     if need <= comfortable:
         return None
-    ranks = resources.processes_per_node
     enough = math.ceil(need / (1 - verdict.MARGIN) / GIB)
+    ranks, each = resources.processes_per_node, format_bytes(loaded(config))
     return Problem(
         code="node-memory-too-small",
-        message=f"{ranks} rank{'' if ranks == 1 else 's'} of a node hold{'s' if ranks == 1 else ''}"
-        f" {format_bytes(need)} of its memory, beside the accelerators', and resources.memory is "
-        f"{format_bytes(room)}",
-        fix=f"set resources.memory: {enough}Gi" + _divided(config, comfortable),
+        message=f"loading the model needs {format_bytes(need)} of a node's memory ({ranks} x {each} "
+        f"of weights, and the libraries), and resources.memory is {format_bytes(room)}",
+        fix=f"set resources.memory: {enough}Gi{_divided(config, comfortable)}",
         field="spec.resources.memory",
         severity="error" if need > room else "warning",
     )
