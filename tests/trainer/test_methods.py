@@ -37,6 +37,35 @@ def problems(root: Path, **values: Any) -> list[Problem]:
     return methods.check_targets(make_config(root, "prepare", {"method": {"lora": values}}))
 
 
+@pytest.mark.parametrize(
+    ("model_name", "saved", "runs"),
+    [
+        ("tiny", ["lm_head"], True),
+        ("tiny", ["embed_tokens"], False),
+        ("tied", ["lm_head"], False),
+        ("tied", ["embed_tokens"], False),
+    ],
+)
+def test_tokens_of_a_layer_that_is_saved_whole(
+    root: Path, model_name: str, saved: list[str], runs: bool
+) -> None:
+    import torch
+
+    make_tiny_model(root / "volumes" / "models" / "tied", tied=True)
+    values = {"targetModules": ["q_proj"], "trainableTokenIndices": [3], "modulesToSave": saved}
+    spec = {"model": {"uri": f"pvc://models/{model_name}"}, "method": {"lora": values}}
+    config = make_config(root, "prepare", spec)
+    network = methods.apply(model.load_model(config), config)
+    found = [(p.code, p.field) for p in methods.check_targets(config)]
+    if runs:
+        assert found == []
+        assert network(input_ids=torch.arange(9)[None]).logits.shape == (1, 9, 400)
+    else:
+        assert found == [("tokens-of-a-saved-layer", "spec.method.lora.trainableTokenIndices")]
+        with pytest.raises(ValueError, match="unknown layer type"):
+            network(input_ids=torch.arange(9)[None])
+
+
 def test_full_trains_everything(root: Path) -> None:
     config = make_config(root, "prepare", {"method": {"lora": None, "full": {}}})
     network = methods.apply(model.load_model(config), config)

@@ -389,6 +389,14 @@ def _untrainable(config: StageConfig, model: Any) -> Iterable[Problem]:
             field="spec.method.lora",
         )
         return
+    tokens = (m.base_layer for m in wrapped.modules() if hasattr(m, "trainable_tokens_delta"))
+    if any(hasattr(layer, "modules_to_save") for layer in tokens):
+        yield Problem(
+            code="tokens-of-a-saved-layer",
+            message="trainableTokenIndices names tokens of a layer that modulesToSave trains whole",
+            fix="leave trainableTokenIndices out, or the embeddings out of modulesToSave",
+            field="spec.method.lora.trainableTokenIndices",
+        )
     if not counts(wrapped).trainable:
         yield Problem(
             code="nothing-to-train",
