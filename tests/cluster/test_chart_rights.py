@@ -25,11 +25,14 @@ from harness.played_runs import first_try_of
 from harness.pod_player import PodPlayer
 
 UNUSED = {
-    ("get", "jobs"): "a Job whose name is taken is looked at",
-    ("get", "pytorchjobs"): "a PyTorchJob whose name is taken is looked at",
+    (
+        "get",
+        "jobs",
+    ): "a Job whose name is taken is looked at, and one that pods name and no list has",
+    ("get", "pytorchjobs"): "a PyTorchJob in the same cases",
     ("delete", "pods"): "pods whose child was deleted without them",
 }
-"""What an ordinary life needs not, and why it is granted."""
+"""What an ordinary life may do without, and why it is granted."""
 
 
 def granted(bodies):
@@ -156,7 +159,7 @@ def test_the_operator_has_the_rights_that_it_uses_and_uses_those_that_it_has(
     used = {(one.verb, one.resource) for one in found if one.resource}
     rights = granted(chart.rights(tuple(namespaces.split(",")) if namespaces else ()))
     assert used <= rights
-    assert rights - used == set(UNUSED)
+    assert rights - used <= set(UNUSED)
     if namespaces:
         inside = {one.namespace for one in found if one.resource and one.namespace}
         assert inside <= set(names)
