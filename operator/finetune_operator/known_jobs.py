@@ -69,6 +69,20 @@ class KnownJobs:
             text = text if len(text) <= LARGEST else b""
             self._known.put(key, (int(version), text), len(text) + _ENTRY)
 
+    def listed(self, body: Mapping[str, Any]) -> None:
+        """Learn a job from a list of all jobs; one that is older there is to be read again.
+
+        The list may have been older than what we were told. But where the store was brought back
+        from a copy its versions begin again, and none of them would be newer than what was known.
+        """
+        metadata = body["metadata"]
+        key, version = Key(metadata["namespace"], metadata["name"]), metadata["resourceVersion"]
+        before, _ = self._known.get(key) or (-1, b"")
+        if version.isdecimal() and int(version) < before:
+            self.forget(key)
+        else:
+            self.learn(body)
+
     def get(self, key: Key) -> Object | None:
         """Return a job of one's own to change; None where none is kept."""
         _, text = self._known.get(key) or (-1, b"")

@@ -230,7 +230,7 @@ class Operator:
             for body in await self.kube.list(FINETUNE_JOBS, namespace):
                 metadata = body["metadata"]
                 found[Key(metadata["namespace"], metadata["name"])] = metadata["resourceVersion"]
-                self.worker.known.learn(body)
+                self.worker.known.listed(body)
         first = self.health.last_relist is None
         self.health.last_relist = time.monotonic()
         settled = self.worker.settled

@@ -125,7 +125,13 @@ class Observer:
             self._children_and_pods(kinds, job, self._since(body), first=_is_first(status, anew)),
             self._workspace(accepted, status),
         )
-        children = [one for one in listed if owner_of(one).get("uid") == job.uid]
+        # The ledger's child is that whoever owns it: its pods run on without its owner's name.
+        own = status.child.uid if status.child is not None else ""
+        children = [
+            one
+            for one in listed
+            if owner_of(one).get("uid") == job.uid or (own and uid_of(one) == own)
+        ]
         there = frozenset(map(uid_of, listed))
         exist = {uid_of(pod) for pod in pods}
         gone = [pod for pod in self.seen.of_job(key, job.uid) if uid_of(pod) not in exist]

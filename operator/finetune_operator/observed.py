@@ -77,6 +77,8 @@ class ChildState:
     """Its processes were ended because it was suspended from outside, and none is left."""
     held: bool = False
     """It is suspended, and not by a queue: who did that lets it go on."""
+    unkept: bool = False
+    """It has ended, and what it found could not be written down yet: nothing of it is removed."""
     emptied: str = ""
     """Where it is held by a size of 0: the platform's name of what holds that."""
     platform_status: str = ""

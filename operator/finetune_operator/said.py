@@ -64,7 +64,7 @@ def unkept(
             reason, f"{what} in ConfigMap {name}: {text}; {fix}; the job goes on by itself then"
         )
     return [
-        replace(state, over=False, withdrawn=False, ends=(), waiting=why)
+        replace(state, over=False, withdrawn=False, ends=(), waiting=why, unkept=True)
         if _preparations(state)
         else state
         for state in states

@@ -175,13 +175,14 @@ class Worker:
         assert isinstance(ledger, JobStatus)
         if ledger != status:
             if has_met(status, ledger):
-                await self._clear(Deed(body, accepted, ledger, seen, around, self.observer), fresh)
+                met = Deed(body, accepted, ledger, seen, around, self.observer)
+                await self._clear(key, met, fresh)
             after = noted(derive(job, ledger, seen, step, now, known), notes)
             body = await self._write(body, status, after, "ledger")
             self._count(status, after)
             status, fresh = after, True
-        if not fresh and does_something(step):
-            raise Stale
+        if does_something(step):
+            await self._confirm(key, body, fresh)
         deed = Deed(body, accepted, status, seen, around, self.observer)
         done = await self._act(step, deed, now)
         if isinstance(done, Finish) and done.expired:
@@ -191,8 +192,8 @@ class Worker:
             body = await self._write(body, status, after, "derived")
             fresh = True
         if not isinstance(done, StartPrepare | StartAttempt | StartPublish | Stop):
-            if not fresh and superseded(seen.children, deed.status):
-                raise Stale
+            if superseded(seen.children, deed.status):
+                await self._confirm(key, body, fresh)
             await clean(self.kube, deed)
         self._follow(key, deed, after, done)
         if isinstance(done, Finish):
@@ -201,14 +202,23 @@ class Worker:
             raise unanswered
         return self._next(done, seen, now, changed=done is not step)
 
-    async def _clear(self, deed: Deed, fresh: bool) -> None:
+    async def _confirm(self, key: Key, body: Object, fresh: bool) -> None:
+        """Raise ``Stale`` unless a job that was remembered is still the newest version of it."""
+        if fresh:
+            return
+        found = await self.kube.find(FINETUNE_JOBS, key.namespace, key.name)
+        version = body["metadata"]["resourceVersion"]
+        if found is None or found["metadata"]["resourceVersion"] != version:
+            raise Stale
+
+    async def _clear(self, key: Key, deed: Deed, fresh: bool) -> None:
         """Remove what earlier tries left, before the ledger says that the next one was seen.
 
         So it is done again by who follows an operator that was killed here.
         """
         found = await left_behind(self.kube, deed)
-        if found and not fresh:
-            raise Stale
+        if found:
+            await self._confirm(key, deed.body, fresh)
         await remove_left(self.kube, found)
 
     async def _tell(

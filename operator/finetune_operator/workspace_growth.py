@@ -93,7 +93,9 @@ def unheard(claim: Mapping[str, Any], size: str, error: KubeError) -> Problem | 
     """Return what to say of a growth that had no answer; None where it will have one soon."""
     if error.code < 500:
         return None
-    return refused(str(look(claim, "metadata", "name")), size, error)
+    # Its own words may differ each time, and each time would be a write.
+    text = f"the API server answers {error.code}, and is asked again"
+    return refused(str(look(claim, "metadata", "name")), size, KubeError(error.code, text))
 
 
 @dataclass

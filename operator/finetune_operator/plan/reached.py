@@ -13,12 +13,12 @@ def without_progress(s: Situation, cause: Cause) -> dict[str, int]:
     Waiting for room and stopping are no attempts.
     """
     ledger = s.ledger
-    if s.stage != "train" or cause.class_ == "Stopped":
-        return {}
-    if (cause.class_, cause.code) == ("StartTimeout", NO_ROOM.code):
+    if s.stage != "train":
         return {}
     if _progressed(s):
         return {"attempts_without_progress": 0, "interrupted_starts": 0}
+    if cause.class_ == "Stopped" or (cause.class_, cause.code) == ("StartTimeout", NO_ROOM.code):
+        return {}
     interrupted = cause.budget == "preemption" and not _trained(s)
     return {
         "attempts_without_progress": ledger.attempts_without_progress + 1,

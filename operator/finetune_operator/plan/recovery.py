@@ -279,6 +279,8 @@ def told_to_stop(s: Situation) -> Situation:
     if ledger.outcome is not None or ledger.stopping is not None:
         return s
     child, live = s.alive, s.observed.live
+    if child is not None and child.unkept:
+        return s
     limit = live.active_deadline_seconds
     if child is None:
         spent = limit is not None and s.stage == "train" and ledger.active_seconds >= limit
@@ -313,7 +315,7 @@ def _not_started(s: Situation, child: ChildState) -> Cause:
 def stop(s: Situation) -> Step | None:
     """End the child whose stopping the ledger holds."""
     child, reason = s.alive, s.ledger.stopping
-    if child is None or reason is None:
+    if child is None or reason is None or child.unkept:
         return None
     return Stop(child.name, reason, of_class(reason, s.now).message, s.given_up(child))
 

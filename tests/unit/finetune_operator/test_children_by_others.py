@@ -8,6 +8,7 @@ import pytest
 from finetune_operator.ownership import with_owner
 from finetune_operator.remains import is_child_name
 from harness.looks import CHILDREN, NAMESPACE, PODS, Looks
+from harness.memory_api import MemoryApi
 from harness.played_runs import Run, first_try_of, trains_forever
 
 
@@ -15,6 +16,23 @@ def training(looks):
     looks.create(checkpoint={"gracePeriodSeconds": 20})
     for _ in range(8):
         looks.turn()
+    assert looks.status["phase"] == "Running"
+
+
+@pytest.mark.parametrize("backend", ["Job", "PyTorchJob"])
+def test_a_child_that_has_lost_its_owner_is_still_the_one_that_trains(backend):
+    pytorch = backend == "PyTorchJob"
+    looks = Looks(MemoryApi(pytorch=pytorch), script=trains_forever)
+    looks.create(backend=backend)
+    looks.train()
+    plural = "pytorchjobs" if pytorch else "jobs"
+    looks.api.objects[(plural, NAMESPACE, "bot-1")]["metadata"]["ownerReferences"] = []
+    for _ in range(6):
+        looks.turn()
+        looks.ahead += timedelta(minutes=1)
+
+    assert (looks.status["attempt"], looks.status.get("preemptions", 0)) == (1, 0)
+    assert looks.player.most_alive == {"bot": 1}
     assert looks.status["phase"] == "Running"
 
 

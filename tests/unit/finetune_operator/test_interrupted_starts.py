@@ -264,6 +264,19 @@ def test_waiting_for_room_and_stopping_change_neither_count() -> None:
     assert job.ledger.attempt == 4
 
 
+def test_what_was_saved_when_it_was_stopped_begins_both_counts_anew() -> None:
+    """Two that came to nothing, one that saved and was stopped, and one that came to nothing."""
+    job = Job()
+    job.end(1, report())
+    job.end(1, report())
+    assert job.counted() == (None, 2, 0)
+    job.ledger = job.ledger.model_copy(update={"stopping": "Stopped"})
+    job.end(143, report(30, checkpoint=ref(3, 30)))
+    assert job.counted() == (None, 0, 0)
+    job.end(1, report())
+    assert job.counted() == (None, 1, 0)
+
+
 def test_a_retry_begins_both_counts_anew() -> None:
     job = Job(
         PREPARED.model_copy(update={"attempts_without_progress": 29, "interrupted_starts": 29})

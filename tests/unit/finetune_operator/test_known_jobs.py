@@ -129,6 +129,18 @@ def test_a_job_with_a_megabyte_of_annotations_lives_as_any_other() -> None:
     assert len(looks.api.objects[JOB]["metadata"]["annotations"]["notes"]) == 1024 * 1024
 
 
+def test_a_list_that_has_an_older_version_has_the_job_read_again() -> None:
+    """A store that was brought back from a copy begins its versions anew."""
+    known = KnownJobs()
+    known.learn(job("900"))
+    known.listed(job("20"))
+    assert version(known) is None
+    known.learn(job("21"))
+    assert version(known) == "21"
+    known.listed(job("22"))
+    assert version(known) == "22"
+
+
 def reads(looks: Looks) -> list[str]:
     """Have the reads of the job itself listed from now on."""
     found: list[str] = []
@@ -199,3 +211,18 @@ def test_a_job_of_the_same_name_is_another_one() -> None:
     looks.look()
     child = looks.api.objects[("jobs", NAMESPACE, "bot-prepare")]
     assert child["metadata"]["ownerReferences"][0]["uid"] == after["metadata"]["uid"]
+
+
+def test_what_acts_on_a_job_that_has_not_changed_asks_for_nothing_twice() -> None:
+    """The gang saves and ends: each look tells it again, after it has read the job once."""
+    looks = Looks(script=trains_forever)
+    looks.create()
+    looks.train()
+    looks.change(suspend=True)
+    looks.look()
+    looks.tell()
+    asked: list[str] = []
+    looks.kube.refuse = lambda method, path: asked.append(f"{method} {path.rpartition('/')[2]}")
+    looks.look()
+    assert looks.conditions()["Suspended"][0] == "False"
+    assert sorted(asked) == ["GET bot", "GET bot-workspace", "GET jobs", "GET pods"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from finetune_operator.kube import Forbidden, Invalid, KubeError
@@ -90,6 +92,38 @@ def test_a_preparation_that_cannot_be_kept_waits_and_says_why(
     looks.train()
     assert looks.status["attempt"] == 1
     assert looks.conditions()["Prepared"][:2] == ("True", "DataReady")
+
+
+@pytest.mark.parametrize("suspended", ["before", "after"])
+def test_a_job_that_is_suspended_meanwhile_says_why_it_waits_and_loses_nothing(
+    suspended: str,
+) -> None:
+    error = Forbidden(403, QUOTA, "Forbidden")
+    looks = prepared_but(error)
+    if suspended == "after":
+        looks.settle()
+        assert looks.conditions()["Prepared"][1] == "QuotaExceeded"
+    looks.change(suspend=True)
+    for _ in range(4):
+        looks.settle()
+        looks.ahead += timedelta(seconds=60)
+    looks.restart()
+    refusing(looks, error)
+    for _ in range(4):
+        looks.settle()
+        looks.ahead += timedelta(minutes=20)
+
+    assert looks.conditions()["Prepared"][:2] == ("False", "QuotaExceeded")
+    assert looks.children() == ["bot-prepare"]
+    assert "stopping" not in looks.status
+    looks.kube.refuse = lambda method, path: None
+    for _ in range(3):
+        looks.turn()
+    assert looks.conditions()["Suspended"][0] == "True"
+    assert looks.status["prepared"] is True
+    looks.change(suspend=False)
+    looks.train()
+    assert looks.player.made == ["bot-prepare-0-abcde", "bot-1-0-abcde"]
 
 
 def test_a_name_that_is_taken_is_said_and_free_again_goes_on() -> None:

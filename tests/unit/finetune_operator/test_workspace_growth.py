@@ -156,11 +156,32 @@ def test_without_an_answer_ends_are_accounted_for_all_the_same():
     assert "bot-2" in looks.children()
     assert message(looks) == (
         "spec.workspace.size: claim bot-workspace could not grow to 20Gi, the job goes on with what"
-        " it has: refused by the test [workspace-not-grown] fix: ask who runs the cluster"
+        " it has: the API server answers 500, and is asked again [workspace-not-grown] fix: ask who"
+        " runs the cluster"
     )
     looks.kube.refuse = lambda method, path: None
     looks.settle()
     assert (stored(looks), message(looks)) == ("20Gi", "")
+
+
+def test_an_answer_in_other_words_each_time_is_written_down_once():
+    looks = running()
+    looks.change(workspace={"size": "20Gi"})
+    ports = iter(range(40000, 40100))
+
+    def refuse(method, path):
+        if method == "PATCH":
+            raise Unavailable(500, f"read tcp 10.0.0.9:{next(ports)}->10.0.0.1:443: reset")
+
+    looks.kube.refuse = refuse
+    with pytest.raises(Unavailable):
+        looks.settle()
+    writes = list(looks.api.writes)
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            looks.settle()
+        looks.ahead += timedelta(seconds=60)
+    assert looks.api.writes == writes
 
 
 def test_a_claim_that_has_changed_is_asked_to_grow_as_it_is_now():
