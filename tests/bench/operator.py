@@ -299,7 +299,7 @@ def react(bench: Bench, jobs: int) -> None:
 
 
 def rest(bench: Bench, jobs: int, seconds: float) -> None:
-    """Let many jobs run whose step stands still; print what that costs."""
+    """Let many jobs run whose step stands still; print what that costs. They go with the cluster."""
     api, namespace = bench.api, bench.namespace()
     path = JOBS.format(namespace=namespace)
     profile = make_profile(api, namespace, "1s")
@@ -347,7 +347,6 @@ def rest(bench: Bench, jobs: int, seconds: float) -> None:
     endpoints.stop()
     pods.stop()
     status.stop()
-    bench.clear(namespace)
 
 
 def shown(status: TimedWatch) -> int:
