@@ -79,10 +79,9 @@ async def act(kube: Kube, step: Step, deed: Deed) -> Step:
     except ProfileMissing as missing:
         return Wait(None, _condition(step), "ProfileMissing", str(missing))
     except Forbidden as error:
-        full = "exceeded quota" in error.message
-        if full:
+        if error.for_quota:
             await remove_left(kube, await left_behind(kube, deed))
-        reason = "QuotaExceeded" if full else "CreationForbidden"
+        reason = "QuotaExceeded" if error.for_quota else "CreationForbidden"
         return Wait(None, _condition(step), reason, error.message)
     except Invalid as error:
         return Wait(None, _condition(step), "CreationRefused", error.message)

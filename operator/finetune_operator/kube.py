@@ -59,6 +59,11 @@ class Conflict(KubeError):
 class Forbidden(KubeError):
     """The right is missing, a quota is used up, or a policy refuses it."""
 
+    @property
+    def for_quota(self) -> bool:
+        """Whether a quota is used up, which the API server tells by its message alone."""
+        return "exceeded quota" in self.message
+
 
 class Invalid(KubeError):
     """The API server does not accept the object."""

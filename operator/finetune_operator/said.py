@@ -57,7 +57,7 @@ def unkept(
     else:
         fix = "ask who runs the cluster to allow it"
         reason = "CreationRefused" if isinstance(error, Invalid) else "CreationForbidden"
-        if isinstance(error, Forbidden) and "exceeded quota" in error.message:
+        if isinstance(error, Forbidden) and error.for_quota:
             reason, fix = "QuotaExceeded", "free some of the namespace's quota or have it raised"
         text = clean(error.message)
         why = Waiting(

@@ -138,8 +138,7 @@ class Worker:
             await self._refuse(key, body, status, "NameTaken", taken.message)
             return self.unreachable_seconds
         except Forbidden as error:
-            full = "exceeded quota" in error.message
-            reason = "QuotaExceeded" if full else "RightMissing"
+            reason = "QuotaExceeded" if error.for_quota else "RightMissing"
             await self._refuse(key, body, status, reason, str(error))
             return self.unreachable_seconds
         except Lost as lost:
