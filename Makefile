@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -q
 WORKERS ?= 2
+# Half of this layer's time its tests wait for something.
+CLUSTER_WORKERS ?= 3
 ARGS ?=
 SHELL_SCRIPTS := requirements/install requirements/install-locked .ci/run
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
@@ -53,7 +55,7 @@ test-trainer: setup  ## the real trainer on a tiny model: minutes
 .PHONY: test-cluster
 test-cluster: setup  ## a real etcd and kube-apiserver, built the first time
 	@PYTHONPATH=tests $(BIN)/python -m harness.binaries etcd kube-apiserver kubectl kube-controller-manager helm kube-score
-	@$(PYTEST) -n $(WORKERS) --dist loadfile --durations 10 tests/cluster $(ARGS)
+	@$(PYTEST) -n $(CLUSTER_WORKERS) --dist loadfile --durations 10 tests/cluster $(ARGS)
 
 .PHONY: binaries
 binaries: setup  ## the real components that tests run against, built from their sources once
