@@ -56,9 +56,11 @@ def ending_of(pod: Mapping[str, Any], *, gone: bool = False) -> ProcessEnd | Non
         message = message or _own_words(
             terminated, code, told=told_at(pod) is not None, said=report
         )
+    ended = _ended_at(pod, terminated)
     return ProcessEnd(
         name=str(look(pod, "metadata", "name") or ""),
-        at=_ended_at(pod, terminated),
+        at=ended or _began_at(pod),
+        undated=ended is None,
         exit_code=code,
         reason=reason,
         message=message,
@@ -215,18 +217,24 @@ def _own_words(
     return "" if text.startswith("{") else text
 
 
-def _ended_at(pod: Mapping[str, Any], terminated: Mapping[str, Any] | None) -> datetime:
-    """Return the best time there is: of the process, of what ended it, at worst of the pod."""
+def _ended_at(pod: Mapping[str, Any], terminated: Mapping[str, Any] | None) -> datetime | None:
+    """Return the best time there is: of the process, or of what ended it.
+
+    A kubelet that turns a pod away after its node has started again leaves none of them.
+    """
     times = (
         look(terminated, "finishedAt"),
         condition(pod, "DisruptionTarget").get("lastTransitionTime"),
         look(pod, "metadata", "deletionTimestamp"),
         condition(pod, "Ready").get("lastTransitionTime"),
-        look(pod, "status", "startTime"),
-        look(pod, "metadata", "creationTimestamp"),
     )
-    found = (_time(one) for one in times)
-    return next((at for at in found if at is not None), datetime.fromtimestamp(0, UTC))
+    return next((at for at in map(_time, times) if at is not None), None)
+
+
+def _began_at(pod: Mapping[str, Any]) -> datetime:
+    times = (look(pod, "status", "startTime"), look(pod, "metadata", "creationTimestamp"))
+    found = (at for at in map(_time, times) if at is not None)
+    return next(found, datetime.fromtimestamp(0, UTC))
 
 
 def _time(text: Any) -> datetime | None:

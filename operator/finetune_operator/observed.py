@@ -35,6 +35,8 @@ class ProcessEnd:
     message: str = ""
     """Who or what ended it, in the words of the platform."""
     report: TerminationReport | None = None
+    undated: bool = False
+    """Nobody says when it ended; ``at`` is when it began, at the latest."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def wait(s: Situation) -> Step | None:
     if child.active_since is None:
         reason, message = _why(child, "Queued", "waiting to be admitted")
         return Wait(until, "Queued", reason, message)
-    if not child.ran:
+    if not child.ran and not child.ends:
         reason, message = _why(child, "Starting", f"attempt {number} is starting")
         return Wait(until, "Recovering" if number > 1 else "Running", reason, message)
     return Wait(until, "Running", "Training", f"attempt {number} is running")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from finetune_api.checkpoint import CheckpointRef, Claim
 from finetune_api.reports import Goodput
 from finetune_api.status import FailureClass, Resume
 from finetune_operator.failures import (
@@ -25,7 +26,14 @@ from finetune_operator.failures import (
 from finetune_operator.observed import ChildState, ProcessEnd, Waiting
 from finetune_operator.plan.attempt import micro_batch
 from finetune_operator.plan.reached import heard, reached, without_progress
-from finetune_operator.plan.situation import Situation, later, newest, text_of, time_of
+from finetune_operator.plan.situation import (
+    Situation,
+    claim_of,
+    later,
+    newest,
+    text_of,
+    time_of,
+)
 from finetune_operator.steps import Step, Stop, Wait
 
 
@@ -48,10 +56,22 @@ def _checkpointed(s: Situation) -> Situation:
     known += [end.report.checkpoint for end in (child.ends if child else ()) if end.report]
     rejected: set[str] = set()
     if claim is not None and claim.job_uid == s.job.uid:
+        known = [ref for ref in known if ref is None or not _passed_over(ref, claim)]
         known.append(claim.resumes_from)
         rejected = {entry.path for entry in claim.rejected}
     kept = newest(*(ref for ref in known if ref is not None and ref.path not in rejected))
     return s if kept == s.ledger.checkpoint else s.with_ledger(checkpoint=kept)
+
+
+def _passed_over(ref: CheckpointRef, claim: Claim) -> bool:
+    """Tell whether an attempt has begun with an older checkpoint, so that this one was no good.
+
+    Its report names those that it rejected; what is heard of it while it runs does not.
+    """
+    start = claim.resumes_from
+    if start is None or claim_of(ref) >= claim.sequence:
+        return False
+    return newest(ref, start) != start
 
 
 def _resumed(s: Situation) -> Situation:
@@ -124,8 +144,15 @@ def _in_vain(cause: Cause, roomless: Waiting) -> Cause:
 
 
 def _all_ends(s: Situation, child: ChildState) -> tuple[ProcessEnd, ...]:
-    """The ends that were seen, and one for the processes that vanished unseen."""
+    """The ends that were seen, and one for the processes that vanished unseen.
+
+    Those that were told to end because another had crashed explain nothing by not doing so.
+    """
     if child.ends and (len(child.ends) >= child.processes or not child.ran):
+        return child.ends
+    cause = classify(s.stage, child.ends)
+    by_itself = cause is not None and (child.stopped_at is None or cause.at <= child.stopped_at)
+    if cause is not None and by_itself and cause.class_ == "Crashed":
         return child.ends
     return (*child.ends, ProcessEnd(name=child.name, at=s.now))
 

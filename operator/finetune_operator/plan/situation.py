@@ -35,8 +35,12 @@ class Situation:
 
     @property
     def child(self) -> ChildState | None:
-        """The ledger's child, if it exists."""
-        return self.observed.child(self.ledger.child)
+        """The ledger's child, if it exists; an end of which nobody says when it was, was now."""
+        child = self.observed.child(self.ledger.child)
+        if child is None or not any(end.undated for end in child.ends):
+            return child
+        dated = (replace(end, at=self.now) if end.undated else end for end in child.ends)
+        return replace(child, ends=tuple(dated))
 
     @property
     def alive(self) -> ChildState | None:
@@ -45,9 +49,13 @@ class Situation:
         return None if child is None or child.over else child
 
     def given_up(self, child: ChildState) -> datetime | None:
-        """When the ledger's child that was told to end, or has lost a process, has ended for it."""
-        since = [at for at in (child.failed_at, child.stopped_at) if at is not None]
-        return later(min(since), self._patience) if since else None
+        """When the ledger's child that was told to end, or has lost a process, has ended for it.
+
+        It was told by the clock of the API server, and what a process says of its end goes by that
+        of its node, so the latter counts only where nobody was told yet.
+        """
+        since = child.stopped_at or child.failed_at
+        return later(since, self._patience) if since is not None else None
 
     def lost_at(self, child: ChildState) -> datetime | None:
         """When what is left of a child counts as lost; None while some of it was not told to end."""
@@ -68,9 +76,15 @@ class Situation:
 
     @property
     def start_deadline(self) -> datetime | None:
-        """When an attempt whose processes do not all run is given up."""
+        """When an attempt whose processes do not all run is given up; None once one has ended.
+
+        Of a process that has ended it is not always known whether it ran: ``given_up`` says how long
+        the others are waited for.
+        """
         child = self.child
         if self.stage != "train" or child is None or child.ran or child.active_since is None:
+            return None
+        if child.ends or child.stopped_at is not None:
             return None
         return later(child.active_since, parse_duration(self.observed.live.recovery.start_timeout))
 

@@ -350,3 +350,34 @@ def test_the_operator_goes_on_after_four_pods_that_never_trained() -> None:
     assert (status["outcome"], status["attempt"], status["preemptions"]) == ("Succeeded", 5, 4)
     assert seen == {(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)}
     assert looks.player.most_alive == {"bot": 1}
+
+
+def test_a_damaged_newest_checkpoint_does_not_hide_that_nothing_is_saved() -> None:
+    """Step 100 is damaged; each attempt begins at 90, says so, trains on and vanishes.
+
+    Of the first it is not known that it began with anything.
+    """
+    job = Job(PREPARED.model_copy(update={"checkpoint": ref(1, 100), "attempt": 1}))
+    for attempt in (1, 2, 3, 4):
+        start = Claim(
+            sequence=attempt + 1,
+            job_uid=UID,
+            attempt=attempt,
+            pod_uid="",
+            resumes_from=ref(1, 90),
+            time="",
+        )
+        told = progress(93, attempt, claim=attempt + 1, resumed_from=ref(1, 90))
+        job.end(None, reason="NodeLost", heard=told, claim=start)
+    assert job.ledger.checkpoint == ref(1, 90)
+    assert job.counted() == ("Failed", 3, 0)
+
+
+def test_what_an_attempt_has_saved_itself_is_not_passed_over() -> None:
+    """It began with step 90 of the first claim, and saved step 95 under its own, the second."""
+    job = Job(PREPARED.model_copy(update={"checkpoint": ref(1, 90)}))
+    start = Claim(sequence=2, job_uid=UID, attempt=1, pod_uid="", resumes_from=ref(1, 90), time="")
+    told = progress(96, claim=2, resumed_from=ref(1, 90), checkpoint=ref(2, 95))
+    job.end(None, reason="NodeLost", heard=told, claim=start)
+    assert job.ledger.checkpoint == ref(2, 95)
+    assert job.counted() == (None, 0, 0)

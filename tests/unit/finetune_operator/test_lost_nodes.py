@@ -79,10 +79,80 @@ def test_one_that_was_told_just_now_has_its_grace_period_whenever_another_failed
     failed = replace(GANG, running=1, ends=(ProcessEnd("tiny-1-0", after(100), 1),))
     ledger, step = look(FIRST, 281, failed)
     assert ledger.attempt == 2
+    # The one that does not end is not why the other crashed.
+    assert (ledger.failures, ledger.preemptions) == (1, 0)
+    assert ledger.last_failure is not None
+    assert (ledger.last_failure.class_, ledger.last_failure.exit_code) == ("Crashed", 1)
     assert step == Stop("tiny-1", "LostInfrastructure", "its try has ended")
     told = replace(failed, stopped_at=after(281), told_at=after(281))
     _, step = look(ledger, 295, told)
     assert step == Wait(after(461), "Recovering", "WaitingForLastAttempt", "tiny-1 is ending")
+
+
+def test_a_crash_of_those_that_a_lost_node_left_alone_is_no_failure() -> None:
+    """One is told at 100 s, because its node is lost, and is never seen again; the other crashes."""
+    state = replace(
+        GANG, running=1, stopped_at=after(100), ends=(ProcessEnd("tiny-1-0", after(130), 1),)
+    )
+    ledger, _ = look(FIRST, 280, state)
+    assert (ledger.attempt, ledger.failures, ledger.preemptions) == (2, 0, 1)
+
+
+def test_patience_goes_by_the_clock_of_those_that_tell_and_not_by_that_of_a_node() -> None:
+    """The clock of the node that failed is 5 minutes behind; the other was told just now."""
+    failed = ProcessEnd("tiny-1-0", after(-200), 1)
+    state = replace(GANG, running=1, ends=(failed,), stopped_at=after(100))
+    ledger, step = look(FIRST, 101, state)
+    assert ledger == FIRST
+    assert step == Wait(after(280), "Running", "Training", "attempt 1 is running")
+
+
+@pytest.mark.parametrize("reason", ["NodeLost", "EvictedOwnLimits", None])
+def test_one_that_has_ended_did_start_whether_its_pod_still_says_so_or_not(reason: Any) -> None:
+    """Two hours on a pod's status is lost with its node; the other is told and saves."""
+    end = ProcessEnd("tiny-1-0", after(7200), 137 if reason else None, reason)
+    saving = replace(
+        GANG, running=1, ran=False, ends=(end,) if reason else (), stopped_at=after(7202)
+    )
+    ledger, step = look(FIRST, 7203, saving)
+    assert ledger == FIRST
+    assert isinstance(step, Wait)
+    over = replace(
+        saving, running=0, over=True, ends=(*saving.ends, ProcessEnd("b", after(7230), 143))
+    )
+    ledger, _ = look(ledger, 7230, over)
+    assert ledger.last_failure is not None
+    expected = {"NodeLost": "LostInfrastructure", "EvictedOwnLimits": "Evicted", None: "Preempted"}
+    assert ledger.last_failure.class_ == expected[reason]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pod_that_a_restarted_node_turns_away_ended_when_that_was_seen(kind: str) -> None:
+    """Its kubelet replaces the status: nothing is left in it but when the pod began, 5 hours ago."""
+    refused = pod(kind, 1)
+    why = {"reason": "UnexpectedAdmissionError", "message": "no healthy devices present"}
+    refused["status"] = {"phase": "Failed", "startTime": at(10), **why}
+    saving = pod(kind, 0)
+    state = read(kind, child(kind, "Failed"), [saving, refused])
+    assert [end.undated for end in state.ends] == [True]
+    now = moment(10) + timedelta(hours=5)
+    ledger = FIRST.model_copy(update={"child": Child(kind=kind, name="bot-1", uid="child-1")})
+    told = replace(state, stopped_at=now - timedelta(seconds=2))
+    live, choices = Live.of(TWO.spec), make_choices()
+    seen = Observed(live=live, children=(told,), choices=choices)
+    assert account(TWO, ledger, seen, now) == ledger, "the other still saves"
+
+    refused["metadata"] = pod(kind, 0)["metadata"]
+    over = read(kind, child(kind, "Failed"), [refused], processes=1)
+    seen = Observed(live=live, children=(over,), choices=choices)
+    ledger = account(TWO, ledger, seen, now)
+    assert ledger.last_failure is not None
+    assert (ledger.last_failure.class_, ledger.last_failure.time) == (
+        "Preempted",
+        "2026-03-01T17:00:10Z",
+    )
+    # From when the child left the queue (second 5) until now.
+    assert ledger.active_seconds == 5 * 3600 + 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
