@@ -1,24 +1,21 @@
-"""The connection to a cluster: kubeconfig, one client, and every refusal as a typed error."""
+"""The connection to a cluster: one client, and every refusal as a typed error."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 from urllib.parse import urlencode
 
 from finetune_api.problem import Problem, Refused
+from finetune_cli.cluster import kubeconfig
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
-_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _POOL = 256
 """Connections that are kept: the log of each pod holds one."""
 
@@ -96,13 +93,17 @@ def connect(arguments: argparse.Namespace) -> Connection:
     Raises ``Refused`` where there is no kubeconfig or it cannot be used.
     """
     from kubernetes.client import ApiClient, Configuration
+    from urllib3 import disable_warnings
+    from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
+    # Who writes insecure-skip-tls-verify knows it; a warning would break into a live table.
+    disable_warnings(InsecureRequestWarning)
     configuration = Configuration()
     named = arguments.kubeconfig or os.environ.get("KUBECONFIG")
     files = named or str(Path("~/.kube/config").expanduser())
     there = any(Path(file).expanduser().is_file() for file in files.split(os.pathsep) if file)
     if not there and not named and os.environ.get("KUBERNETES_SERVICE_HOST"):
-        namespace = _of_this_pod(configuration)
+        namespace = kubeconfig.of_this_pod(configuration)
         place = "the cluster of this pod"
     elif not there:
         raise Refused(
@@ -113,81 +114,21 @@ def connect(arguments: argparse.Namespace) -> Connection:
             )
         )
     else:
-        namespace, context = _of_file(files, arguments.context, configuration)
+        namespace, context = kubeconfig.of_file(files, arguments.context, configuration)
         place = f"context {context}"
     configuration.connection_pool_maxsize = _POOL
-    client = ApiClient(configuration)
+    try:
+        client = ApiClient(configuration)
+    except (HTTPError, ValueError) as error:
+        raise Refused(
+            Problem(
+                code="proxy-unusable",
+                message="the proxy of this connection is no URL that can be used",
+                fix="mend proxy-url of the kubeconfig, else HTTPS_PROXY or HTTP_PROXY:"
+                " http://name:port",
+            )
+        ) from error
     return Connection(client, arguments.namespace or namespace, place)
-
-
-def _of_file(files: str, context: str | None, configuration: Any) -> tuple[str, str]:
-    """Fill the configuration from a kubeconfig; returns namespace and context."""
-    config: Any = importlib.import_module("kubernetes.config")
-    try:
-        contexts, current = config.list_kube_config_contexts(files)
-        known = {str(entry["name"]): entry for entry in contexts}
-        wanted = context or str(current["name"])
-        if wanted not in known:
-            raise Refused(
-                Problem(
-                    code="context-not-found",
-                    message=f"the kubeconfig has no context {wanted}",
-                    fix=f"contexts: {', '.join(sorted(known)) or 'none'}",
-                )
-            )
-        with _heard() as errors:
-            config.load_kube_config(
-                files, context=wanted, client_configuration=configuration, persist_config=False
-            )
-        if errors:
-            raise _unusable(files, f"the command that logs in failed: {errors[0]}")
-        return str(known[wanted].get("context", {}).get("namespace") or "default"), wanted
-    except Refused:
-        raise
-    except config.ConfigException as error:
-        raise _unusable(files, str(error)) from error
-    except Exception as error:
-        # The library lets out whatever a broken file makes of it: YAML, types, missing keys.
-        first = str(error).partition("\n")[0]
-        raise _unusable(files, f"it is no kubeconfig ({type(error).__name__}: {first})") from error
-
-
-@contextmanager
-def _heard() -> Iterator[list[str]]:
-    """Collect what the library logs: it goes on without credentials where it cannot get them."""
-    heard: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            heard.append(" ".join(record.getMessage().split()))
-
-    listener = Listener(logging.ERROR)
-    root = logging.getLogger()
-    root.addHandler(listener)
-    try:
-        yield heard
-    finally:
-        root.removeHandler(listener)
-
-
-def _of_this_pod(configuration: Any) -> str:
-    config: Any = importlib.import_module("kubernetes.config")
-    try:
-        config.load_incluster_config(client_configuration=configuration)
-        return _SERVICE_ACCOUNT.read_text(encoding="utf-8").strip() or "default"
-    except (config.ConfigException, OSError) as error:
-        raise _unusable("the service account of this pod", str(error)) from error
-
-
-def _unusable(what: str, why: str) -> Refused:
-    first = why.strip().splitlines()[0] if why.strip() else "no reason was given"
-    return Refused(
-        Problem(
-            code="kubeconfig-unusable",
-            message=f"{what} cannot be used: {first}"[:1024],
-            fix="see whether kubectl get finetunejobs works with it",
-        )
-    )
 
 
 @dataclass(frozen=True)
@@ -230,6 +171,7 @@ class Connection:
         if body is not None:
             headers["Content-Type"] = "application/merge-patch+json"
         self.client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        _check_token(headers, self.place)
         url = self.client.configuration.host.rstrip("/") + path
         url += f"?{urlencode(query)}" if query else ""
         try:
@@ -262,6 +204,27 @@ class Connection:
         finally:
             answer.release_conn()
         return cast(dict[str, Any], found)
+
+
+def _check_token(headers: dict[str, str], place: str) -> None:
+    """Remove the white space around a token: files of tokens end with a line feed.
+
+    Raises ``Refused``, without the token, where it holds what no header can.
+    """
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if not scheme:
+        return
+    token = token.strip()
+    if not token.isascii() or not token.isprintable():
+        raise Refused(
+            Problem(
+                code="token-malformed",
+                message=f"the token for {place} cannot be sent: there is a line break or another"
+                " character in it that no token has",
+                fix="write token or tokenFile of the kubeconfig anew: the token alone, on one line",
+            )
+        )
+    headers["authorization"] = f"{scheme} {token}"
 
 
 def _lines(answer: Any) -> Iterator[str]:

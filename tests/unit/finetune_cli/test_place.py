@@ -133,7 +133,8 @@ def test_a_kubeconfig_that_cannot_be_used(
     (folder / "config").write_text(text)
     lines = said(capsys, "watch", "bot", "-n", "team")
     assert len(lines) == 2
-    assert lines[0].endswith(("[kubeconfig-unusable]", "[not-logged-in]", "[cluster-unreachable]"))
+    codes = ("kubeconfig-unusable", "context-not-found", "context-not-chosen")
+    assert lines[0].endswith(tuple(f"[{code}]" for code in (*codes, "cluster-unreachable")))
     assert lines[1].lstrip().startswith("fix: ")
 
 
