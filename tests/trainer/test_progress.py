@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from finetune_api.names import Layout
 from finetune_api.reports import Goodput, Progress
 from finetune_trainer.callbacks.endpoint import Endpoint
 from finetune_trainer.callbacks.goodput import Clock
 from finetune_trainer.callbacks.hang import Watchdog, allowed
-from finetune_trainer.callbacks.progress import append_line
+from finetune_trainer.callbacks.meter import Meter
+from finetune_trainer.callbacks.progress import Reporter, append_line
 from finetune_trainer.callbacks.signals import Agreement
 from finetune_trainer.checkpoint.gang import Gang
 
@@ -70,6 +73,34 @@ def test_a_line_after_one_that_was_cut_short_begins_anew(tmp_path: Path) -> None
         stream.write('{"step": 2, "lo')
     append_line(path, {"step": 3})
     assert path.read_text() == '{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n'
+
+
+def test_an_infinite_gradient_norm_hides_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss scaler of fp16 meets one in its first steps; JSON knows no infinity."""
+    layout = Layout(tmp_path)
+    reporter = Reporter(
+        Progress(job_uid="u", attempt=1, claim=1),
+        layout,
+        Gang(),
+        Clock(0.0),
+        Meter(),
+        newest=lambda: None,
+    )
+    state = type("State", (), {"global_step": 1, "max_steps": 6, "epoch": 0.25})()
+    reporter.on_log(None, state, None, {"loss": 6.5, "learning_rate": 1e-4, "grad_norm": math.inf})
+    told = Progress.model_validate_json(layout.progress.read_bytes())
+    assert (told.step, told.loss, told.learning_rate) == (1, 6.5, 1e-4)
+    assert told.gradient_norm is None
+    for line in (layout.metrics.read_text(), capsys.readouterr().out):
+        assert "Infinity" not in line
+        values = json.loads(line)
+        assert (values["step"], values["loss"], "gradientNorm" in values) == (1, 6.5, False)
+
+    state.global_step = 2
+    reporter.on_log(None, state, None, {"loss": 6.25, "learning_rate": 1e-4, "grad_norm": 0.5})
+    assert Progress.model_validate_json(layout.progress.read_bytes()).gradient_norm == 0.5
 
 
 class Time:

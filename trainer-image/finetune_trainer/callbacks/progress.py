@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,7 +109,8 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         values = {
             "loss": float(logs["loss"]),
             "learning_rate": float(logs.get("learning_rate", 0.0)),
-            "gradient_norm": None if norm is None else float(norm),
+            # In fp16 an infinite one is the loss scaler's business; JSON has no infinity.
+            "gradient_norm": None if norm is None or not math.isfinite(norm) else float(norm),
             "tokens_per_second": round(speed, 3),
         }
         self.update(
