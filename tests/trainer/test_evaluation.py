@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from finetune_api.names import Layout
-from finetune_trainer.callbacks.evaluation import Standing
+from finetune_trainer.callbacks.evaluation import Evaluation, Standing
+from finetune_trainer.export.select import select
+from finetune_trainer.listener import Listener
 from harness.prepared_job import prepared_job, progress, train_here, values, with_attempt
 
 FAST = {
@@ -57,6 +59,37 @@ def test_no_improvement_stops_early_with_a_final_checkpoint(tmp_path: Path) -> N
     assert (again.code, again.message, again.facts["step"]) == (0, said, last)
     assert again.facts["evaluation"] == evaluations[last]
     assert max(values(config, "samples")) == last, "nothing was trained any more"
+
+
+def test_what_was_cut_short_ends_the_resumed_run_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation of step 4 is the first without an improvement, and it is cut short."""
+    spec = {"evaluation": {"earlyStopping": {"patience": 1}}}
+    config = prepared_job(tmp_path, spec, micro_batch=8, steps=8, evaluate_every=2)
+    losses, listener = {0: 6.0, 2: 5.0}, Listener()
+
+    def sums(_: Evaluation, trainer: Any) -> tuple[float, float] | None:
+        loss = losses.get(trainer.state.global_step)
+        listener.heard = loss is None
+        return None if trainer.parts.signals.poll() or loss is None else (loss, 1.0)
+
+    monkeypatch.setattr(Evaluation, "_sums", sums)
+    outcome = train_here(config, tmp_path / "scratch", listener=listener)
+    assert (outcome.code, outcome.facts["step"]) == (143, 4)
+
+    losses[4] = 5.5
+    for number in (2, 3):
+        again = train_here(with_attempt(config, number, 1, 8), tmp_path / str(number))
+        said = "stopped early at step 4 of 8: no improvement in 1 evaluations"
+        assert (again.code, again.message, again.facts["step"]) == (0, said, 4)
+        assert again.facts["evaluation"]["loss"] == 5.5
+    assert sorted(values(config, "evaluation")) == [0, 2, 4]
+    assert sorted(values(config, "samples")) == [1, 2, 3, 4]
+    chosen = select(config)
+    assert (chosen.ref.path, chosen.last_step, chosen.before["loss"], chosen.after["loss"]) == (
+        "checkpoints/1/best-2", 4, 6.0, 5.0
+    )  # fmt: skip
 
 
 def test_rows_are_limited_and_batches_change_nothing(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from finetune_trainer.callbacks.hang import Watchdog
 from finetune_trainer.callbacks.meter import Meter
 from finetune_trainer.callbacks.progress import Reporter, peak_memory
 from finetune_trainer.callbacks.signals import Agreement, Signals
-from finetune_trainer.checkpoint import restore
+from finetune_trainer.checkpoint import restore, rng
 from finetune_trainer.checkpoint.gang import PATIENCE, Gang
 from finetune_trainer.checkpoint.save import Checkpoints
 from finetune_trainer.data import cache
@@ -170,8 +170,13 @@ def train(
 
     # --- loop ----------------------------------------------------------------------------------
     evaluation.resume(start.folder)
-    done_before = start.resume is not None and (
-        start.resume.step >= choices.total_steps or evaluation.exhausted
+    if start.folder is not None:  # what is saved before the next step goes on as that one did
+        rng.load(start.folder, gang.rank)
+        checkpoints.mark()
+    done_before = (
+        start.resume is not None
+        and (start.resume.step >= choices.total_steps or evaluation.exhausted)
+        and not evaluation.lacks(start.resume.step)
     )
     try:
         if not done_before:
@@ -212,7 +217,7 @@ def finish(trainer: Any) -> None:
     """Evaluate and save the last step, unless all ranks agreed to stop."""
     parts = trainer.parts
     signals, evaluation = parts.signals, parts.evaluation
-    if not signals.stopping and evaluation.standing.step != trainer.state.global_step:
+    if not signals.stopping and evaluation.lacks(trainer.state.global_step):
         trainer.evaluate()
     signals.save(trainer, None if signals.stopping else "end")
 

@@ -51,6 +51,8 @@ def of(base: type[Any]) -> type[Any]:
         def get_batch_samples(
             self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
         ) -> tuple[list[Any], Any]:
+            if self.control.should_training_stop:  # before the loop looks at it: in its first step
+                return [], None
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
             self.parts.meter.take(batches)
             return batches, items
@@ -64,6 +66,8 @@ def of(base: type[Any]) -> type[Any]:
             metrics = self.parts.evaluation.run(self)
             handler = self.callback_handler
             handler.on_evaluate(self.args, self.state, self.control, metrics)
+            if self.parts.signals.stopping:  # cut short; where a step is one micro-batch,
+                self.parts.signals.stop(self.control)  # one more would be trained
             return metrics
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -2,7 +2,8 @@
 
 Evaluated before the first step, every ``evaluation_every_steps``, and at the end. The best is kept
 as a snapshot; early stopping counts evaluations without an improvement. A signal cuts an evaluation
-short: what was summed so far is thrown away, and a resumed run evaluates that step again.
+short: what was summed so far is thrown away, the step is saved without it, and a resumed run
+evaluates that step before it trains on.
 """
 
 from __future__ import annotations
@@ -128,15 +129,20 @@ class Evaluation(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate what is due and was never finished."""
+        """Evaluate what is due and was never finished; then nothing may be left to train."""
         if self.missing(state.global_step) and state.global_step < state.max_steps:
             self._trainer.evaluate()
+        if self.exhausted or state.global_step >= state.max_steps:
+            control.should_training_stop = True
+
+    def lacks(self, step: int) -> bool:
+        """Tell whether there is something to evaluate a step with, and that was not done yet."""
+        return self.exists and self.standing.step != step
 
     def missing(self, step: int) -> bool:
         """Tell whether a step that is due for an evaluation has none yet."""
-        if not self.exists or self.standing.step == step:
-            return False
-        return step == 0 or (self._every_steps is not None and step % self._every_steps == 0)
+        due = step == 0 or (self._every_steps is not None and step % self._every_steps == 0)
+        return due and self.lacks(step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for an evaluation when one is due; the last step's is made at the end."""

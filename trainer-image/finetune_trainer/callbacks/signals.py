@@ -108,20 +108,21 @@ class Signals(TrainerCallback):  # type: ignore[misc]
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Inside an accumulation: stop if all agree; the partial accumulation is thrown away."""
         if self.poll():
-            self._stop(control)
+            self.stop(control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After an optimizer step: stop, save, or go on."""
         self.checkpoints.mark()
         self._cadence.step_ended(state.global_step)
         if self.poll():
-            self._stop(control)
+            self.stop(control)
         elif state.global_step < state.max_steps:
             fixed = self._every_steps is not None and self._cadence.due()
             if fixed or self._save_wanted:
                 control.should_save = True
 
-    def _stop(self, control: Any) -> None:
+    def stop(self, control: Any) -> None:
+        """Let the loop save the last finished step and end."""
         control.should_evaluate = False
         control.should_save = True
         control.should_training_stop = True

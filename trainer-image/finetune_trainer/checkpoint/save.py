@@ -81,13 +81,14 @@ class Checkpoints:
     ) -> CheckpointRef:
         """Commit a checkpoint of the trainer's last finished step and return its name.
 
-        Collective. A step that is saved already is not saved again.
+        Collective. A step that is saved already is not saved again, but for one that this claim
+        resumed from and that was evaluated only then.
 
         Raises:
             StageError: 21 when a newer claim exists, 14 when the storage is full; on every rank.
         """
         step = int(trainer.state.global_step)
-        if self.newest is not None and self.newest.step == step:
+        if self.newest is not None and self.newest.step == step and not self._adds(evaluation):
             return self.newest
         began = time.monotonic()
         folder = self.layout.checkpoint(self.sequence, step)
@@ -101,6 +102,20 @@ class Checkpoints:
         self.seconds = time.monotonic() - began
         self.gang.led(lambda: self._retention.begin(newest))
         return newest
+
+    def _adds(self, evaluation: Mapping[str, float] | None) -> bool:
+        """Tell whether the checkpoint that this claim resumed from lacks an evaluation. Collective."""
+        folder = self.start.folder
+        if not evaluation or folder is None or self.newest != self.start.resume:
+            return False
+
+        def lacking() -> bool:
+            try:
+                return not verify.read_manifest(folder).evaluation
+            except verify.Unusable:  # gone: whoever may still write it writes it again
+                return True
+
+        return self.gang.led(lacking)
 
     def save_best(self, trainer: Any, evaluation: Mapping[str, float]) -> CheckpointRef:
         """Commit a snapshot of the weights alone.

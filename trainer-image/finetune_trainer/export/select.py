@@ -36,7 +36,8 @@ def select(config: StageConfig) -> Selected:
     """Return the checkpoint to publish.
 
     The last one has to be intact, because it alone says that training ended. Raises ``StageError``
-    (15) when it is not, or when there is none.
+    (15) when it is not, when there is none, or when it was never evaluated where an earlier one was:
+    nobody knows which is better then.
     """
     layout, uid = Layout(Path(config.mounts.workspace)), config.job.uid
     folder, last = _last(layout, uid)
@@ -47,7 +48,9 @@ def select(config: StageConfig) -> Selected:
     chosen = (folder, last)
     if config.job.spec.output.select == "best":
         best = _best(layout, uid, limit=last.step)
-        if best is not None and best[1].evaluation["loss"] < evaluation.get("loss", float("inf")):
+        if best is not None and "loss" not in evaluation:
+            raise _not_evaluated(last.step, best[1].step)
+        if best is not None and best[1].evaluation["loss"] < evaluation["loss"]:
             chosen, evaluation = best, best[1].evaluation
     return Selected(
         folder=chosen[0],
@@ -107,6 +110,20 @@ def _numbers(values: object) -> dict[str, float]:
     if not isinstance(values, dict):
         return {}
     return {str(k): float(v) for k, v in values.items() if isinstance(v, int | float)}
+
+
+def _not_evaluated(step: int, best: int) -> StageError:
+    return StageError(
+        ExitCode.CHECKPOINT_UNUSABLE,
+        Problem(
+            code="last-step-not-evaluated",
+            message=f"the best is to be published, and the last step ({step}) was never evaluated: "
+            f"it may be better than step {best}, the best of the others",
+            fix="run the job again with finetune run, which evaluates it first; on a cluster train "
+            "under a new name, or set output.select: last in it",
+            field="spec.output.select",
+        ),
+    )
 
 
 def _unusable(message: str) -> StageError:
