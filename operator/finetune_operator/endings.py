@@ -16,7 +16,7 @@ from finetune_api import SCHEMA_VERSION
 from finetune_api.names import LABEL_ATTEMPT, LABEL_STAGE, LABEL_UID
 from finetune_api.reports import TerminationReport
 from finetune_operator.observed import EndReason, ProcessEnd
-from finetune_operator.plan.situation import time_of
+from finetune_operator.plan.situation import later, time_of
 from finetune_operator.resolve.paths import look
 
 CONTAINERS = frozenset({"pytorch", "trainer"})
@@ -25,6 +25,8 @@ MESSAGE_LIMIT = 512
 REPORT_LIMIT = 8192
 _LARGEST = 2**53
 _KILLED, _SIGNALLED = 137, 143
+_CLOCKS = 10.0
+"""Seconds by which the clocks of a cluster are taken to differ at most."""
 _VANISHED = frozenset({"ContainerStatusUnknown", "Unknown"})
 """Reasons that a kubelet gives for a container that it did not see end; the code is made up."""
 _NODE_LOST = frozenset({"NodeLost", "DeletionByPodGC"})
@@ -162,7 +164,7 @@ def _outside(
     if how == "OOMKilled":
         return "OOMKilled", "it used more memory than its limit"
     target = condition(pod, "DisruptionTarget")
-    if target.get("status") == "True":
+    if target.get("status") == "True" and not _was_over(terminated, target, code):
         by = clean(target.get("reason"), 128)
         said = clean(target.get("message"))
         lost: EndReason = "NodeLost" if by in _NODE_LOST else "DisruptionTarget"
@@ -183,6 +185,19 @@ def _outside(
     if code is None and terminated is None:
         return ("Deleted", "deleted") if look(pod, "status", "phase") != "Failed" else (None, text)
     return None, ""
+
+
+def _was_over(
+    terminated: Mapping[str, Any] | None, target: Mapping[str, Any], code: int | None
+) -> bool:
+    """Tell whether a process had ended by itself before its pod was to go.
+
+    Its node's clock may be a little behind the one that says when the pod was to go.
+    """
+    ended, told = _time(look(terminated, "finishedAt")), _time(target.get("lastTransitionTime"))
+    if ended is None or told is None or code in (None, _KILLED, _SIGNALLED):
+        return False
+    return told > later(ended, _CLOCKS)
 
 
 def _by_own_limits(message: str) -> bool:
@@ -218,17 +233,29 @@ def _own_words(
 
 
 def _ended_at(pod: Mapping[str, Any], terminated: Mapping[str, Any] | None) -> datetime | None:
-    """Return the best time there is: of the process, or of what ended it.
+    """Return the best time there is: of the process, of what ended it, of the last word on it.
 
-    A kubelet that turns a pod away after its node has started again leaves none of them.
+    A kubelet that turns a pod away after its node has started again leaves the last alone.
     """
+    ready = condition(pod, "Ready")
     times = (
         look(terminated, "finishedAt"),
         condition(pod, "DisruptionTarget").get("lastTransitionTime"),
         look(pod, "metadata", "deletionTimestamp"),
-        condition(pod, "Ready").get("lastTransitionTime"),
+        ready.get("lastTransitionTime") if ready.get("status") != "True" else None,
     )
-    return next((at for at in map(_time, times) if at is not None), None)
+    return next((at for at in map(_time, times) if at is not None), _last_word(pod))
+
+
+def _last_word(pod: Mapping[str, Any]) -> datetime | None:
+    """Return when the status of a pod was written last, by the clock of the API server."""
+    fields = look(pod, "metadata", "managedFields")
+    written = (
+        _time(one.get("time"))
+        for one in (fields if _listed(fields) else [])
+        if isinstance(one, Mapping) and one.get("subresource") == "status"
+    )
+    return max((at for at in written if at is not None), default=None)
 
 
 def _began_at(pod: Mapping[str, Any]) -> datetime:

@@ -161,7 +161,7 @@ class Observer:
             choices=prepared.choices if prepared else None,
             progress=self.puller.known(job.uid),
             claim=claim_said(job.uid, status, reports, self.puller),
-            published=published_by(accepted, status, reports),
+            published=published_by(accepted, status, states),
             workspace=space,
             kinds=Kinds("Job", backend.kind if backend else str(wanted), "Job"),
         )

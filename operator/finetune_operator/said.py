@@ -71,6 +71,18 @@ def unkept(
     ]
 
 
+def _ended_well(states: Sequence[ChildState], child: Child | None) -> bool:
+    """Tell whether all processes of the ledger's child are known to have succeeded."""
+    ends = [
+        end.exit_code
+        for state in states
+        if child is not None and state.name == child.name and child.uid in ("", state.uid)
+        if state.over
+        for end in state.ends
+    ]
+    return bool(ends) and not any(code != 0 for code in ends)
+
+
 def _preparations(state: ChildState) -> list[TerminationReport]:
     """Return what a child's processes said that prepared with success."""
     return [
@@ -112,13 +124,19 @@ def claim_said(
 
 
 def published_by(
-    accepted: Accepted, status: JobStatus, reports: Sequence[TerminationReport]
+    accepted: Accepted, status: JobStatus, states: Sequence[ChildState]
 ) -> CompletionManifest | None:
-    """Return what is known here of the finished model; its manifest lies beside it."""
+    """Return what is known here of the finished model; its manifest lies beside it.
+
+    Where nobody heard what the process said before its pod was removed, that is where it lies.
+    """
+    job, spec = accepted.job, accepted.job.spec
+    reports = reports_of(states, status.child)
     done = [one for one in reports if one.stage == "publish" and one.exit_code == 0]
-    if not done or not status.trained:
+    if not status.trained or not (done or _ended_well(states, status.child)):
         return None
-    job, spec, said = accepted.job, accepted.job.spec, done[0]
+    silent = TerminationReport(stage="publish", job_uid=job.uid, exit_code=0)
+    said = done[0] if done else silent
     folder = workspace_folder(job.name, job.uid)
     methods = [name for name in type(spec.method).model_fields if getattr(spec.method, name)]
     return CompletionManifest(

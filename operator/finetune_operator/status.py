@@ -71,7 +71,7 @@ def derive(
         trainer_status=child.platform_status[:64] if child else before.trainer_status,
         progress=progress,
         dataset=_dataset(observed.report) or before.dataset,
-        memory=_memory(s) or before.memory,
+        memory=_memory(s, before.memory),
         chosen=_chosen(s) or before.chosen,
         output=_output(s) or before.output,
     )
@@ -92,7 +92,7 @@ def phase(s: Situation) -> Phase:
     ledger, child = s.ledger, s.child
     if ledger.outcome is not None:
         return ledger.outcome
-    if s.observed.live.suspend and s.alive is None:
+    if s.observed.live.suspend and s.alive is None and not s.observed.strangers(ledger.child):
         return "Suspended"
     if s.stage == "prepare":
         return "Preparing" if child is not None else "Pending"
@@ -162,6 +162,8 @@ def _running(s: Situation, now: Phase, step: Step) -> _Said:
         return _Said("Running", False, resume.cause, text)
     if s.ledger.outcome == "Failed" and failure is not None:
         return _Said("Running", False, failure.class_, failure.message)
+    if now == "Suspended":
+        return _Said("Running", False, "Suspended")
     return _Said("Running", False, "Starting", f"attempt {number} is starting")
 
 
@@ -350,10 +352,14 @@ def _dataset(report: PrepareReport | None) -> DatasetStatus | None:
     )
 
 
-def _memory(s: Situation) -> MemoryStatus | None:
+def _memory(s: Situation, before: MemoryStatus | None) -> MemoryStatus | None:
+    """Return what was foretold, and the most that was ever seen."""
     report, progress = s.observed.report, s.observed.progress
     seen = progress.peak_memory_bytes if progress is not None else 0
+    seen = max(seen, before.observed_bytes if before is not None else 0)
     if report is None or report.memory is None:
+        if before is not None:
+            return before.model_copy(update={"observed_bytes": seen})
         return MemoryStatus(verdict="Unknown", observed_bytes=seen) if seen else None
     return MemoryStatus(
         verdict=report.memory.verdict,

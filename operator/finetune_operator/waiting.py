@@ -44,7 +44,7 @@ _EVENTS: tuple[tuple[frozenset[str], tuple[tuple[str, str], ...]], ...] = (
     (
         frozenset({"FailedCreate", "FailedCreatePod"}),
         (
-            ("QuotaExceeded", r"exceeded quota|failed quota"),
+            ("QuotaExceeded", r"exceeded quota"),
             ("AdmissionRefused", r"violates PodSecurity|denied|is forbidden|is invalid"),
             ("PodsNotCreated", r""),
         ),

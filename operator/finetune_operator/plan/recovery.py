@@ -12,6 +12,7 @@ from finetune_api.status import FailureClass, Resume
 from finetune_operator.failures import (
     HALVINGS,
     INTERRUPTED_STARTS,
+    LONGEST_BACK_OFF,
     NEVER_TRAINED,
     NO_ROOM,
     ROOM,
@@ -110,6 +111,7 @@ def ended(s: Situation) -> Situation:
     lost_at = s.given_up(child)
     if not child.over and not child.withdrawn and (lost_at is None or s.now < lost_at):
         return s
+    child = _dated(s, child)
     cause = classify(s.stage, _all_ends(s, child))
     if cause is not None and ledger.stopping is not None and not cause.own_word:
         cause = _written(s, ledger.stopping, cause.at, cause.process)
@@ -121,6 +123,12 @@ def ended(s: Situation) -> Situation:
         )
     s = _spent(s, child)
     return _succeeded(s) if cause is None else _after(s, cause)
+
+
+def _dated(s: Situation, child: ChildState) -> ChildState:
+    """Let an end of which nobody says when it was be now: this is the first that counts it."""
+    ends = (replace(end, at=s.now) if end.undated else end for end in child.ends)
+    return replace(child, ends=tuple(ends))
 
 
 def _written(s: Situation, class_: FailureClass, at: datetime, process: str = "") -> Cause:
@@ -313,7 +321,8 @@ def told_to_stop(s: Situation) -> Situation:
         spent = limit is not None and s.stage == "train" and ledger.active_seconds >= limit
         started = s.child is not None
         return _after(s, of_class("DeadlineExceeded", s.now)) if spent and not started else s
-    if live.suspend:
+    if live.suspend and s.given_up(child) is None:
+        # One that was ending before that goes on to its end, whose cause counts.
         return s.with_ledger(stopping="Stopped")
     if child.replaced:
         cause = classify(s.stage, child.ends) or of_class("LostInfrastructure", s.now)
@@ -393,6 +402,8 @@ def wait_for_back_off(s: Situation) -> Step | None:
     until = time_of(s.ledger.not_before)
     if until is None or s.now >= until or s.child is not None:
         return None
+    if until > later(s.now, LONGEST_BACK_OFF + 1):
+        return None  # written by a clock that was ahead; nothing is ever waited for that long
     kept = s.ledger.checkpoint
     if s.stage != "train":
         return Wait(until, "Recovering", "BackOff", f"{s.stage} is tried again at {text_of(until)}")

@@ -35,12 +35,8 @@ class Situation:
 
     @property
     def child(self) -> ChildState | None:
-        """The ledger's child, if it exists; an end of which nobody says when it was, was now."""
-        child = self.observed.child(self.ledger.child)
-        if child is None or not any(end.undated for end in child.ends):
-            return child
-        dated = (replace(end, at=self.now) if end.undated else end for end in child.ends)
-        return replace(child, ends=tuple(dated))
+        """The ledger's child, if it exists."""
+        return self.observed.child(self.ledger.child)
 
     @property
     def alive(self) -> ChildState | None:

@@ -320,3 +320,20 @@ def test_no_shape_of_a_pod_breaks_it(status: Any, metadata: Any, gone: bool) -> 
     end = ending_of({"metadata": metadata, "status": status}, gone=gone)
     if end is not None:
         classify("train", [end])
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "reason"),
+    [(1, 130, None), (1, 65, "DisruptionTarget"), (137, 130, "DisruptionTarget")],
+    ids=["long after it had crashed", "as it crashed", "and killed"],
+)
+def test_a_pod_that_crashed_before_its_node_was_drained_has_crashed(
+    code: int, told: int, reason: str | None
+) -> None:
+    """It ended at second 60; its pod was told to go later."""
+    given = pod(code, finished=60, told=told, target=("DeletionByTaintManager", "x"))
+    (target,) = given["status"]["conditions"]
+    target["lastTransitionTime"] = at(told)
+    end = ending_of(given)
+    assert end is not None
+    assert end.reason == reason

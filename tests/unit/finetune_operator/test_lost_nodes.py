@@ -137,6 +137,10 @@ def test_a_pod_that_a_restarted_node_turns_away_ended_when_that_was_seen(kind: s
     assert [end.undated for end in state.ends] == [True]
     now = moment(10) + timedelta(hours=5)
     ledger = FIRST.model_copy(update={"child": Child(kind=kind, name="bot-1", uid="child-1")})
+    written = {"subresource": "status", "time": "2026-03-01T17:00:08Z"}
+    noted = {**refused, "metadata": {**refused["metadata"], "managedFields": [written]}}
+    (end,) = read(kind, child(kind, "Failed"), [saving, noted]).ends
+    assert (end.undated, end.at) == (False, now - timedelta(seconds=2))
     told = replace(state, stopped_at=now - timedelta(seconds=2))
     live, choices = Live.of(TWO.spec), make_choices()
     seen = Observed(live=live, children=(told,), choices=choices)

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_api.checkpoint import Claim, Rejected
 from finetune_api.job.lifecycle import Recovery
 from finetune_api.reports import Progress
-from finetune_api.status import Ledger
+from finetune_api.status import Child, Ledger
 from finetune_operator.observed import (
     ChildState,
     Live,
@@ -19,6 +19,7 @@ from finetune_operator.observed import (
     WorkspaceState,
 )
 from finetune_operator.plan import account, plan
+from finetune_operator.plan.situation import text_of
 from finetune_operator.steps import (
     Finish,
     StartAttempt,
@@ -275,3 +276,41 @@ def test_a_workspace_that_cannot_be_used_is_waited_for() -> None:
     problem = Waiting("ClaimNotBound", "no volume of 500Gi")
     _, step = look(Ledger(), 0, choices=None, workspace=WorkspaceState(problem=problem))
     assert step == Wait(None, "Accepted", "ClaimNotBound", "no volume of 500Gi")
+
+
+def test_a_crash_is_one_whether_the_job_is_suspended_while_the_others_save_or_not() -> None:
+    """One of two crashes at 100 s; the job is suspended at 105 s; the other has saved at 130 s."""
+    job = make_job({"resources": {"nodes": 2}})
+    live = replace(Live.of(job.spec), suspend=True)
+    crashed = ProcessEnd("tiny-1-1", at(100), 1)
+    saving = replace(RUNNING, processes=2, ends=(crashed,), stopped_at=at(101))
+
+    def seen(state: ChildState) -> Observed:
+        return Observed(live=live, children=(state,), choices=make_choices())
+
+    ledger = account(job, PREPARED, seen(saving), at(105))
+    assert ledger.stopping is None
+    assert isinstance(plan(job, ledger, seen(saving), at(105)), Wait)
+    saved = ProcessEnd("tiny-1-0", at(130), 143)
+    over_now = replace(saving, running=0, over=True, ends=(crashed, saved))
+    ledger = account(job, ledger, seen(over_now), at(130))
+    assert (ledger.failures, ledger.suspensions, ledger.attempt) == (1, 0, 2)
+    assert ledger.last_failure is not None
+    assert ledger.last_failure.class_ == "Crashed"
+    step = plan(job, ledger, Observed(live=live, choices=make_choices()), at(1000))
+    assert isinstance(step, Wait)
+    assert step.condition == "Suspended"
+
+
+def test_nothing_waits_for_a_time_that_a_wrong_clock_has_written() -> None:
+    """The longest back-off is 10 minutes."""
+    second = PREPARED.model_copy(
+        update={"attempt": 2, "child": Child(kind="Process", name="tiny-2")}
+    )
+    late = second.model_copy(update={"not_before": "2026-03-02T12:00:00Z"})
+    usual = second.model_copy(update={"not_before": text_of(at(600))})
+    _, step = look(usual, 0)
+    assert isinstance(step, Wait)
+    assert (step.until, step.reason) == (at(600), "BackOff")
+    _, step = look(late, 0)
+    assert isinstance(step, StartAttempt)

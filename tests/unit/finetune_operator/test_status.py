@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from finetune_api.reports import Progress
-from finetune_api.status import JobStatus, Ledger
+from finetune_api.status import JobStatus, Ledger, MemoryStatus
 from finetune_operator.observed import ChildState, Live, Observed, ProcessEnd, Waiting
 from finetune_operator.plan import account, plan
 from finetune_operator.status import derive
@@ -174,3 +174,32 @@ def test_a_halved_micro_batch_is_said() -> None:
     assert row.reason == (
         "was 4; halved after memory ran out (1 of 2 times), the global batch stays 8"
     )
+
+
+def test_the_most_memory_that_was_seen_is_kept() -> None:
+    """Progress is kept by a process, and what was seen before it began is in status alone."""
+    life = Life()
+    life.look(ended("tiny-prepare", 0))
+    first = ChildState("tiny-1", "a1", running=1, ran=True, active_since=START)
+    seen = Progress(job_uid=UID, attempt=1, claim=1, step=7, peak_memory_bytes=58 * 2**30)
+    life.look(first, progress=seen)
+    assert life.look(first).memory == MemoryStatus(verdict="Unknown", observed_bytes=58 * 2**30)
+    less = seen.model_copy(update={"peak_memory_bytes": 3 * 2**30})
+    memory = life.look(first, progress=less).memory
+    assert memory is not None
+    assert memory.observed_bytes == 58 * 2**30
+
+
+def test_a_job_is_not_suspended_while_processes_of_an_earlier_attempt_may_run() -> None:
+    life = Life()
+    life.look(ended("tiny-prepare", 0))
+    hung = ChildState("tiny-1", "a1", running=1, ran=True, active_since=START, stopped_at=START)
+    life.look(hung)
+    life.now += timedelta(seconds=600)
+    suspended = replace(Live.of(JOB.spec), suspend=True)
+    life.look(hung, live=suspended)
+    assert life.status.attempt == 2
+    assert life.status.phase == "Recovering"
+    assert life.condition("Suspended")[:2] == ("False", "Suspending")
+    life.look(replace(hung, running=0, over=True), live=suspended)
+    assert life.condition("Suspended")[0] == "True"

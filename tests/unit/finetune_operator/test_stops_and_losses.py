@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from harness.looks import CHILDREN, NAMESPACE, Looks
+from harness.looks import CHILDREN, NAMESPACE, PODS, Looks
 from harness.operator_driver import JOBS
 from harness.played_runs import Run, first_try_of, trains_forever
 
@@ -114,3 +114,25 @@ def test_a_pod_that_is_gone_is_remembered_as_it_ended():
     assert looks.status["outcome"] == "Failed"
     assert looks.status["lastFailure"]["class"] == "NonFiniteLoss"
     assert looks.status["lastFailure"]["exitCode"] == 13
+
+
+def test_where_the_model_lies_is_known_whether_its_last_pod_was_heard_or_not():
+    """The operator is away while it publishes, and its pod is removed before it comes back."""
+    looks = Looks()
+    looks.create()
+    for _ in range(40):
+        if "bot-publish" in looks.children():
+            break
+        looks.turn()
+    for _ in range(10):
+        looks.player.turn()
+    assert looks.api.get(f"{CHILDREN}/bot-publish")["status"]["completionTime"]
+    looks.api.request("DELETE", f"{PODS}/bot-publish-0-abcde")
+    looks.player.turn()
+    looks.restart()
+    status = looks.live()
+    assert status["outcome"] == "Succeeded"
+    assert status["output"].keys() == {"uri", "evaluation"}
+    assert status["output"]["uri"].startswith("pvc://bot-workspace/bot-")
+    assert status["output"]["uri"].endswith("/output")
+    assert status["output"]["uri"] in looks.conditions()["Succeeded"][2]

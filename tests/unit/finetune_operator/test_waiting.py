@@ -80,6 +80,11 @@ WAITS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], str | None, s
         [event(CHILD_UID, "FailedCreate", 'pods "x" is forbidden: violates PodSecurity "restricted"')],
         "AdmissionRefused", 'pods "x" is forbidden: violates PodSecurity "restricted"',
     ),
+    "a quota that asks for what the job does not name": (
+        [],
+        [event(CHILD_UID, "FailedCreate", 'pods "x" is forbidden: failed quota: q: must specify limits.cpu for: trainer')],
+        "AdmissionRefused", 'pods "x" is forbidden: failed quota: q: must specify limits.cpu for: trainer',
+    ),
     "a quota that was in the way": (
         [pod(P, 0), unschedulable(P, 1, ROOM)],
         [event(CHILD_UID, "FailedCreatePod", "exceeded quota: q")],
