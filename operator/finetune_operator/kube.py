@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlencode
@@ -30,11 +30,15 @@ from finetune_operator.resources import (
 )
 
 Object = dict[str, Any]
-PAGE = 500
-"""Objects of one answer to a list."""
+PAGE = 50
+"""Objects of one answer to a list. Users decide how large they are, up to 1.5 MiB each."""
+BEGUN = 3
+"""How often a list is begun whose pages expire before they are read."""
 APART = 600.0
 """Seconds for which a kind is known to be kept in a store of its own."""
 TIMEOUT = 30.0
+_NO_SUCH_PATH = "404 page not found"
+"""What the API server says of a kind that it does not know; of all else it says it in JSON."""
 
 
 class KubeError(Exception):
@@ -82,6 +86,14 @@ class Listing:
     items: list[Object]
     version: int | None
     """None where the API server's versions are no numbers: they cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Page(Listing):
+    """Some of a list's objects."""
+
+    begins: bool
+    """Whether the list begins here, anew where others came before."""
 
 
 def login() -> kopf.ConnectionInfo:
@@ -149,45 +161,60 @@ class Kube:
     ) -> Listing:
         """Read all objects of a kind, from one point in time, in pages.
 
-        A list that takes so long that its pages expire is begun again as a whole. With ``since`` it
+        A list that takes so long that its pages expire is begun again. With ``since`` it
         may be older than now, but not than that version; otherwise the API server asks its store
         which is the newest, and waits until it knows that, for up to a tenth of a second.
         """
         found: list[Object] = []
+        version = None
+        async for page in self.pages(resource, namespace, labels, fields, since):
+            found = [*page.items] if page.begins else found + page.items
+            version = page.version
+        return Listing(found, version)
+
+    async def pages(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        labels: str = "",
+        fields: str = "",
+        since: int | None = None,
+    ) -> AsyncIterator[Page]:
+        """Read all objects of a kind, from one point in time, a few at a time.
+
+        Who keeps little of each holds no more than one page in memory, however many there are. A
+        page that ``begins`` after others says that those do not count: the list was begun again.
+        """
         match = {"resourceVersion": str(since), "resourceVersionMatch": "NotOlderThan"}
         if self._apart.get(resource.plural, 0.0) > time.monotonic():
             since = None
         first = {} if since is None else match
         query = {"limit": str(PAGE), "labelSelector": labels, "fieldSelector": fields}
         query = {name: text for name, text in query.items() if text}
-        token = ""
+        token, begun = "", 1
         while True:
-            page = query | ({"continue": token} if token else first)
+            asked = query | ({"continue": token} if token else first)
             try:
-                answer = await self._ask("GET", resource.path(namespace), query=page)
+                answer = await self._ask("GET", resource.path(namespace), query=asked)
             except NotFound:
                 # The kind has gone: do not wait until what is known of it has grown old.
                 self._kinds.pop(_kind_key(resource), None)
                 raise
             except KubeError as error:
-                if since is not None and not token and "Too large resource version" in str(error):
+                if first and not token and "Too large resource version" in str(error):
                     # Kinds that are kept in stores of their own count by themselves. The answer
                     # takes seconds, so it is not asked for with each list.
                     self._apart[resource.plural] = time.monotonic() + APART
-                    return await self.listed(resource, namespace, labels, fields)
-                if error.code != 410 or not token:
+                    first = {}
+                    continue
+                if error.code != 410 or not token or begun == BEGUN:
                     raise
-                found, token = [], ""
-                query.pop("limit", None)
+                token, begun = "", begun + 1
                 continue
-            # The items of a list carry neither kind nor version.
-            for item in answer.get("items") or ():
-                found.append({"apiVersion": resource.api_version, "kind": resource.kind, **item})
-            metadata = answer.get("metadata") or {}
-            token = metadata.get("continue") or ""
-            if not token:
-                version = str(metadata.get("resourceVersion"))
-                return Listing(found, int(version) if version.isdecimal() else None)
+            page, token = _page(resource, answer, begins=not token)
+            yield page
+            # Nothing of one page is held while the next is read.
+            del page, answer
 
     async def create(self, body: Object) -> Object:
         """Create an object; raises ``Conflict`` where one of this name exists."""
@@ -243,7 +270,7 @@ class Kube:
             return known
         try:
             answer = await self._ask("GET", resource.root)
-            names = {entry.get("name") for entry in answer.get("resources") or ()}
+            names = {entry.get("name") for entry in _held(answer, "resources")}
             known = resource.plural in names
         except NotFound:
             known = False
@@ -259,7 +286,8 @@ class Kube:
         path = PODS.path(namespace, pod, "log")
         session = await self._connected()
         try:
-            async with session.get(f"{self._server}{path}?{urlencode(query)}") as answer:
+            url = f"{self._server}{path}?{urlencode(query)}"
+            async with session.get(url, allow_redirects=False) as answer:
                 found = b""
                 async for chunk in answer.content.iter_chunked(16 * 1024):
                     found += chunk
@@ -270,7 +298,9 @@ class Kube:
         found = found[:limit]
         if answer.status >= 400:
             text = found.decode(errors="replace")
-            raise _error(answer.status, _parsed(text), text, None)
+            raise _error(answer.status, _parsed(text) or {}, text, None)
+        if answer.status >= 300:
+            raise _not_its_own(answer.status, f"GET {path}", found.decode(errors="replace"))
         return found
 
     async def _ask(
@@ -291,9 +321,11 @@ class Kube:
             code, text, after = await self._send(session, method, path, body, query)
         self.last_answer = time.monotonic()
         answer = _parsed(text)
-        if code < 400:
-            return answer
-        raise _error(code, answer, text, after)
+        if code >= 400:
+            raise _error(code, answer or {}, text, after)
+        if code >= 300 or answer is None:
+            raise _not_its_own(code, f"{method} {path}", text)
+        return answer
 
     async def _send(
         self,
@@ -307,7 +339,10 @@ class Kube:
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         headers = {"Content-Type": kind} if body is not None else {}
         try:
-            async with session.request(method, url, json=body, headers=headers) as answer:
+            # The API server never leads elsewhere; a proxy that wants a login does.
+            async with session.request(
+                method, url, json=body, headers=headers, allow_redirects=False
+            ) as answer:
                 text = await answer.text()
                 after = answer.headers.get("Retry-After", "")
                 return answer.status, text, float(after) if after.isdigit() else None
@@ -343,16 +378,43 @@ def _kind_key(resource: Resource) -> str:
     return f"{resource.root}/{resource.plural}"
 
 
+def _page(resource: Resource, answer: Object, *, begins: bool) -> tuple[Page, str]:
+    """Return the objects of an answer, and what to ask with for the next; empty: it is the last."""
+    metadata = answer.get("metadata") or {}
+    version = str(metadata.get("resourceVersion"))
+    # The items of a list carry neither kind nor version.
+    kind = {"apiVersion": resource.api_version, "kind": resource.kind}
+    items = [{**kind, **item} for item in _held(answer, "items")]
+    number = int(version) if version.isdecimal() else None
+    return Page(items, number, begins), str(metadata.get("continue") or "")
+
+
 def _compact(data: Any) -> str:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _parsed(text: str) -> Object:
+def _parsed(text: str) -> Object | None:
+    """Return the object that an answer is; None where it is none, or only the beginning of one."""
     try:
         found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _held(answer: Object, name: str) -> list[Object]:
+    """Return what every list of the API server holds, were it nothing.
+
+    Raises ``Unavailable`` for an answer of somebody else, which would mean that there is nothing.
+    """
+    if name not in answer:
+        raise _not_its_own(200, f"the question for {name}", str(answer))
+    return answer[name] or []
+
+
+def _not_its_own(code: int, asked: str, text: str) -> Unavailable:
+    """Return what to raise where somebody between us and the API server has answered, or cut it."""
+    return Unavailable(code, f"{asked}: this is no answer of the API server: {text[:64]!r}")
 
 
 def _error(code: int, answer: Object, text: str, after: float | None) -> KubeError:
@@ -366,6 +428,8 @@ def _error(code: int, answer: Object, text: str, after: float | None) -> KubeErr
         413: Invalid,
         422: Invalid,
     }
+    if code == 404 and not answer and text and not text.startswith(_NO_SUCH_PATH):
+        return _not_its_own(code, "what was asked for", text)
     if code in kinds:
         return kinds[code](code, message, reason)
     if code in (401, 408, 429) or code >= 500:
@@ -412,6 +476,7 @@ __all__ = [
     "Listing",
     "NotFound",
     "Object",
+    "Page",
     "Resource",
     "Unavailable",
     "is_ending",

@@ -46,6 +46,9 @@ EVENTS = 40.0
 """Requests that may go out for each Event while there is much to do."""
 PATIENCE = 10.0
 """Seconds for which such a change lets new jobs and ended pods go first."""
+DEEPEST = 30_000
+"""Levels that Python may nest. The API server takes objects of 10,000 levels, a tenth of which Python
+reads by itself, and each of them is in the list of all jobs; 8 MiB of stack hold 40,000 levels."""
 
 
 class Operator:
@@ -219,6 +222,10 @@ class Operator:
                 metrics.API_ERRORS.labels(str(error.code)).inc()
                 log.warning("the jobs could not be listed: %s", error)
                 wait = min(10.0, self.settings.relist_seconds)
+            except Exception:
+                # What one object does to this list must not end the process for all others.
+                log.exception("the jobs could not be listed")
+                wait = min(10.0, self.settings.relist_seconds)
             wait *= random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.list_now.wait(), wait)
@@ -300,6 +307,7 @@ def _listen(told: asyncio.Event) -> None:
 
 def main() -> int:
     """Run the operator; the exit code is 1 where a part of it has stopped by itself."""
+    sys.setrecursionlimit(DEEPEST)
     settings = read_settings(sys.argv[1:], os.environ)
     set_up(settings.log_level)
     log.info("starting with %s", settings.to_json())
