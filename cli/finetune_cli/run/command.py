@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from finetune_api.exit_codes import ExitCode
 from finetune_api.names import Layout
 from finetune_api.problem import Problem, Refused
 from finetune_api.reports import CompletionManifest, Progress
@@ -94,6 +96,8 @@ def main(arguments: argparse.Namespace) -> int:
         print("\n".join(problem_lines.lines(refused.problems)), file=sys.stderr)
         codes = {problem.code for problem in refused.problems}
         return 1 if codes <= {"already-running", "status-unreadable"} else 10
+    except OSError as error:
+        return _stuck(error, "")
     finally:
         if lock is not None:
             lock.release()
@@ -151,14 +155,35 @@ def _new(
 def _run(layout: Layout, record: Record, live: Live) -> int:
     view = open_view()
     runner = LocalRun(layout, _again(record, view), live, view)
+    failed: OSError | None = None
     try:
         if record.status.outcome != "Succeeded":
             view.say(f"{record.metadata.name}  {layout.root}")
         with _interrupts(runner):
-            runner.run()
+            try:
+                runner.run()
+            except OSError as error:
+                failed = error
+                runner.give_up()
     finally:
         view.close()
+    if failed is not None:
+        return _stuck(failed, f" in {layout.root}; its processes were ended")
     return _close(runner, layout)
+
+
+def _stuck(error: OSError, where: str) -> int:
+    """Say that the state of a job cannot be written down and return the exit code."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = f" ({error.filename})" if error.filename else ""
+    problem = Problem(
+        code="state-not-written",
+        message=f"finetune run cannot go on{where}: {error.strerror or error}{what}"[:1024],
+        fix=f"{'free some space' if full else 'mend it'} and run the same command: it goes on"
+        " from what is saved",
+    )
+    print("\n".join(problem_lines.lines([problem])), file=sys.stderr)
+    return ExitCode.STORAGE_FULL if full else 1
 
 
 def _again(record: Record, view: View) -> Record:

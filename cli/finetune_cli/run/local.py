@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -104,6 +105,27 @@ class LocalRun:
         del frame
         self.interrupts += 1
         self.by_terminal = number == signal.SIGINT
+
+    def give_up(self) -> None:
+        """End every process where the state can no longer be written down, and start none.
+
+        They are told to save and have their grace period, as on Ctrl-C.
+        """
+        self.interrupts = max(self.interrupts, 1)
+        kept = [kept for child in self.record.children for kept in child.kept]
+        grace = self.record.resolved.spec.checkpoint.grace_period_seconds
+        until = time.monotonic() + grace
+        for one in kept:
+            terminate(one)
+        while any(map(alive, kept)) and time.monotonic() < until and self.interrupts < 3:
+            self._answer()
+            time.sleep(self.pace.look)
+        for one in kept:
+            kill(one)
+        while any(map(alive, kept)):
+            time.sleep(self.pace.look)
+        with suppress(OSError):
+            self._turn()  # what has ended may have left room for a last word
 
     def _answer(self) -> None:
         """Tell somebody who presses Ctrl-C what is going on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,8 +15,10 @@ import pytest
 
 from finetune_api.problem import Refused
 from finetune_cli import main as cli
-from finetune_cli.run import command, local
+from finetune_cli.run import command, local, record
+from finetune_cli.run.keeper import write_whole
 from finetune_cli.run.local import Lock
+from finetune_cli.run.record import LocalChild
 from finetune_cli.run.volumes import parse_volumes
 from harness.local_driver import TRAINER
 from harness.scenarios import DONE, Try
@@ -196,16 +199,12 @@ def test_a_suspended_job_starts_nothing(folder: Path, capsys: pytest.CaptureFixt
 
 
 def test_sigterm_saves_and_ends_with_143(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script(folder, train=(Try((143,), step=31, checkpoint=31), DONE))
-    data = json.loads((folder / "script.json").read_text())
-    data["train"][0]["wait_for_sigterm"] = True
-    data["waiting"] = str(folder / "waiting")
-    (folder / "script.json").write_text(json.dumps(data))
+    waiting = let_it_wait(folder)
     parent = os.getpid()
     helper = os.fork()
     if helper == 0:
         until = time.monotonic() + 30
-        while time.monotonic() < until and not (folder / "waiting").is_file():
+        while time.monotonic() < until and not waiting.is_file():
             time.sleep(0.02)
         os.kill(parent, signal.SIGTERM)
         os._exit(0)
@@ -222,6 +221,83 @@ def test_sigterm_saves_and_ends_with_143(folder: Path, capsys: pytest.CaptureFix
     assert (
         f"  attempt 2: Stopped at step 31, resumed from 31 (sha256 {digest}...), 0 steps repeated"
     ) in out
+
+
+def let_it_wait(folder: Path) -> Path:
+    """Let the first attempt wait for SIGTERM; returns the file that then has its process id."""
+    script(folder, train=(Try((143,), step=31, checkpoint=31), DONE))
+    data = json.loads((folder / "script.json").read_text())
+    data["train"][0]["wait_for_sigterm"] = True
+    data["waiting"] = str(folder / "waiting")
+    (folder / "script.json").write_text(json.dumps(data))
+    return folder / "waiting"
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "code", "why"),
+    [
+        (errno.ENOSPC, 1000, 14, "No space left on device"),
+        (errno.ENOSPC, 1, 14, "No space left on device"),
+        (errno.EIO, 1000, 1, "Input/output error"),
+    ],
+)
+def test_a_state_that_cannot_be_written_ends_the_processes(
+    folder: Path,
+    number: int,
+    times: int,
+    code: int,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    waiting = let_it_wait(folder)
+    failed = 0
+
+    def write(path: Path, data: bytes) -> None:
+        nonlocal failed
+        if waiting.is_file() and failed < times:
+            failed += 1
+            raise OSError(number, os.strerror(number))
+        write_whole(path, data)
+
+    started = local.LocalRun._wait_for_start
+
+    def wait(runner: local.LocalRun, child: LocalChild) -> None:
+        started(runner, child)
+        until = time.monotonic() + 30
+        while child.stage == "train" and not (waiting.is_file() and waiting.read_text()):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(record, "write_whole", write)
+        broken.setattr(local.LocalRun, "_wait_for_start", wait)
+        assert run() == code
+    (job,) = (folder / "finetune-jobs").glob("otto-*")
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"error  finetune run cannot go on in {job}; its processes were ended: {why}"
+        " [state-not-written]"
+    )
+    assert failed >= 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(waiting.read_text()), 0)
+    assert run() == 0
+    assert "training   attempt 2 from verified step 31" in capsys.readouterr().out
+
+
+def test_a_file_that_could_not_be_written_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_whole(tmp_path / "status.json", b"before")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_whole(tmp_path / "status.json", b"after")
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+    assert (tmp_path / "status.json").read_bytes() == b"before"
 
 
 def test_watch_finds_the_job_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
