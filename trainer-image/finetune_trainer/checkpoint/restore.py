@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ def start(config: StageConfig, gang: Gang, *, pod_uid: str) -> Start:
     Rank 0 walks the lineage and looks at manifests and sizes; then each rank reads and hashes the
     files that it will load. One rank that finds damage rejects the checkpoint for all.
 
+    Reading may take minutes, in which an older gang that is not fenced yet goes on saving, and
+    deletes what is too old for it. So rank 0 looks again once the claim is there.
+
     Raises:
         StageError: on every rank alike; 15 when work would be lost silently.
     """
@@ -50,39 +54,75 @@ def start(config: StageConfig, gang: Gang, *, pod_uid: str) -> Start:
         raise ValueError("the configuration has no attempt: it is not one of a train stage")
     attempt, layout = config.attempt, Layout(Path(config.mounts.workspace))
     search = verify.Search(layout, verify.expected(config), gang.world_size, attempt.known)
-    found = _choose(search, gang)
 
-    def take() -> Claim:
-        search.settle(found)
+    def take(found: verify.Found | None, rejected: tuple[Rejected, ...]) -> Claim:
         return claims.take(
             layout,
             job_uid=config.job.uid,
             attempt=attempt.number,
             pod_uid=pod_uid,
             resumes_from=found.ref if found else None,
-            rejected=search.rejected,
+            rejected=rejected,
         )
 
-    return Start(gang.led(take), found.folder if found else None)
+    return _confirmed(search, _choose(search, gang), gang, take)
+
+
+Take = Callable[[verify.Found | None, tuple[Rejected, ...]], Claim]
+"""Takes a claim that goes on from a checkpoint, and names the newer ones that cannot be used."""
 
 
 def _choose(search: verify.Search, gang: Gang) -> verify.Found | None:
     candidates = search.candidates()
     while found := gang.led(lambda: next(candidates, None)):
-        damage = next(filter(None, gang.all(_damage(found, gang.rank))), "")
+        damage = _damage(found, gang)
         if not damage:
             return found
-        search.reject(found.folder, found.ref.step, damage)
+        search.reject_contents(found, damage)
     return None
 
 
-def _damage(found: verify.Found, rank: int) -> str:
-    """What is wrong with the files that this rank reads: rank 0's and its own."""
+def _confirmed(search: verify.Search, chosen: verify.Found | None, gang: Gang, take: Take) -> Start:
+    """Take the claim for ``chosen``, or for what is the newest once nobody else can commit.
+
+    Where something newer has come, the next claim names it before it is read: were this process
+    to end meanwhile, whoever comes next would still find all that was committed in its lineage.
+    """
+
+    def first() -> Claim:
+        search.settle(chosen)
+        return take(chosen, search.rejected)
+
+    claim = gang.led(first)
+    again = search.again(below=claim.sequence)
+    candidates = again.candidates()
+
+    def follow() -> tuple[verify.Found | None, Claim]:
+        found = again.not_before(chosen, next(candidates, None))
+        if (found.ref if found else None) == claim.resumes_from:
+            return found, claim
+        claims.fence(again.layout, claim.sequence)
+        again.settle(found, chosen)
+        return found, take(found, again.rejected)
+
+    while True:
+        found, claim = gang.led(follow)
+        if found is None or (chosen and found.ref == chosen.ref):
+            return Start(claim, found.folder if found else None)
+        damage = _damage(found, gang)
+        if not damage:
+            return Start(claim, found.folder)
+        again.reject_contents(found, damage)
+
+
+def _damage(found: verify.Found, gang: Gang) -> str:
+    """What is wrong with a checkpoint; each rank reads rank 0's files and its own. Collective."""
+    damage = ""
     try:
-        verify.check_contents(found.folder, found.manifest, {0, rank})
+        verify.check_contents(found.folder, found.manifest, {0, gang.rank})
     except verify.Unusable as error:
-        return str(error)
-    return ""
+        damage = str(error)
+    return next(filter(None, gang.all(damage)), "")
 
 
 def method_state(model: Any, config: StageConfig, folder: Path) -> None:

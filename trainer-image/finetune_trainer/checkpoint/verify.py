@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -117,10 +117,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 def check_identity(manifest: Manifest, wanted: Expected) -> None:
     """Raise ``Unusable`` when a manifest belongs to another job or another training."""
-    for field in wanted.__dataclass_fields__:
-        found, want = getattr(manifest, field), getattr(wanted, field)
+    for attribute in wanted.__dataclass_fields__:
+        found, want = getattr(manifest, attribute), getattr(wanted, attribute)
         if found != want:
-            name = field.replace("_", " ")
+            name = attribute.replace("_", " ")
             raise Unusable(f"{name} is {found}, the job's is {want}")
 
 
@@ -225,9 +225,17 @@ class Search:
     world_size: int | None
     """None: the weights alone are wanted, whoever wrote them."""
     known: CheckpointRef | None = None
+    below: int | None = None
+    """Claims from this number on are left out; None: all count."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """By the digest of its manifest: what is wrong with a checkpoint whose contents were read."""
     rejected: tuple[Rejected, ...] = ()
     progressed: bool = False
     """A checkpoint was committed once, whatever became of it."""
+
+    def again(self, below: int) -> Search:
+        """Return a walk from the beginning that reads no damaged checkpoint twice."""
+        return replace(self, below=below, rejected=(), progressed=False)
 
     def candidates(self) -> Iterator[Found]:
         """Yield usable-looking checkpoints, best first; the consumer reads their contents.
@@ -235,10 +243,15 @@ class Search:
         Raises:
             StageError: a checkpoint is intact but needs another world size (10).
         """
+        history = {
+            number: claim
+            for number, claim in claims.read_all(self.layout).items()
+            if self.below is None or number < self.below
+        }
         self.progressed = self.known is not None or any(
-            claim and claim.resumes_from for claim in claims.read_all(self.layout).values()
+            claim and claim.resumes_from for claim in history.values()
         )
-        for sequence, step in places(self.layout):
+        for sequence, step in places(self.layout, history):
             folder = self.layout.checkpoint(sequence, step)
             try:
                 found = self._look(folder, sequence, step)
@@ -264,27 +277,45 @@ class Search:
             and found.ref.digest != self.known.digest
         ):
             raise Unusable("its manifest is not the one that was verified when it was written")
+        if found.ref.digest in self.damaged:
+            raise Unusable(self.damaged[found.ref.digest])
         check_sizes(folder, manifest)
         return found
+
+    def reject_contents(self, found: Found, reason: str) -> None:
+        """Remember a checkpoint whose contents are not what its manifest says."""
+        self.damaged[found.ref.digest] = reason
+        self.reject(found.folder, found.ref.step, reason)
 
     def reject(self, folder: Path, step: int, reason: str) -> None:
         """Remember an unusable checkpoint, and why."""
         path = folder.relative_to(self.layout.root).as_posix()
         self.rejected += (Rejected(path=path, step=step, reason=reason[:512]),)
 
-    def settle(self, found: Found | None) -> None:
+    def not_before(self, chosen: Found | None, found: Found | None) -> Found | None:
+        """Return ``found``; where it is older than one that was chosen and is still there, that."""
+        if chosen is None or (found and found.ref.step >= chosen.ref.step):
+            return found
+        try:
+            return self._look(chosen.folder, chosen.manifest.claim, chosen.ref.step)
+        except Unusable:
+            return found
+
+    def settle(self, found: Found | None, chosen: Found | None = None) -> None:
         """Raise ``StageError`` (15) when going on from ``found`` would silently lose work.
 
         A newer checkpoint that is damaged is named in ``rejected`` and the one before it is used.
-        A verified one that is gone without a trace means that this is not the folder that it was.
+        A verified one (that the attempt knows, or that was ``chosen`` a moment ago) that is gone
+        without a trace means that this is not the folder that it was.
         """
-        if found is None and self.progressed:
-            raise unusable(self.rejected, self.known)
-        known = self.known
-        if known is None or found is None or found.ref.step >= known.step:
+        verified = [ref for ref in (self.known, chosen and chosen.ref) if ref]
+        if found is None:
+            if self.progressed or verified:
+                raise unusable(self.rejected, verified[0] if verified else None)
             return
-        if not any(item.path == known.path for item in self.rejected):
-            raise unusable(self.rejected, known)
+        for ref in verified:
+            if found.ref.step < ref.step and not any(r.path == ref.path for r in self.rejected):
+                raise unusable(self.rejected, ref)
 
 
 def check_world(manifest: Manifest, world_size: int | None) -> None:
