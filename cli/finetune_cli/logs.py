@@ -79,20 +79,21 @@ def _check(wanted: Wanted, *, follow: bool) -> None:
 
 
 def _of_cluster(cluster: Cluster, job: ClusterJob, wanted: Wanted, *, follow: bool) -> int:
+    readable = True
     try:
         if follow:
             there = Follower(cluster, job, wanted, _out, _err).run()
         else:
             pods = choose(pods_of(cluster, job), wanted)
             there = bool(pods)
-            print_logs(cluster, pods, _out, _err)
+            readable = print_logs(cluster, pods, _out, _err)
     except ApiRefusal as error:
         raise refused(error, cluster, "read pods and their logs") from error
     except NoAnswer as error:
         raise unreachable(error, cluster) from error
     if not there:
         raise Refused(_nothing_left(job, wanted))
-    return 0
+    return 0 if readable else 1
 
 
 def _nothing_left(job: ClusterJob, wanted: Wanted) -> Problem:

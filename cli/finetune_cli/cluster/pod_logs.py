@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from finetune_api.names import LABEL_UID
+from finetune_api.problem import Refused
 from finetune_cli.cluster.connection import ApiRefusal, Cluster, NoAnswer
 from finetune_cli.cluster.jobs import ClusterJob, jobs_path, parse
 from finetune_cli.cluster.pods import JobPod, Wanted, choose, from_run, read_pod
@@ -50,15 +51,29 @@ def _log(
     return cluster.lines(f"{pods_path(cluster.namespace)}/{quote(pod.name)}/log", query)
 
 
-def print_logs(cluster: Cluster, pods: tuple[JobPod, ...], out: Out, err: Out) -> None:
-    """Write what some pods have printed so far, one after the other."""
+def print_logs(cluster: Cluster, pods: tuple[JobPod, ...], out: Out, err: Out) -> bool:
+    """Write what some pods have printed so far, one after the other.
+
+    A log that cannot be read (its node is lost, the pod goes just now) does not hide the others.
+    Tells whether there was one that could be read, or none to read yet. Raises ``ApiRefusal``
+    where logs may not be read at all.
+    """
+    read = failed = 0
     for pod in pods:
         start = f"[{pod.name}] " if len(pods) > 1 else ""
         if pod.state == "waiting":
             err(f"{pod.name} has not started: {pod.why}")
             continue
-        for line in _log(cluster, pod):
-            out(start + line)
+        try:
+            for line in _log(cluster, pod):
+                out(start + line)
+            read += 1
+        except (ApiRefusal, NoAnswer) as error:
+            if isinstance(error, ApiRefusal) and error.code in (401, 403):
+                raise
+            failed += 1
+            err(f"{pod.name}: its log cannot be read: {error}")
+    return read > 0 or not failed
 
 
 @dataclass(frozen=True)
@@ -193,7 +208,7 @@ class Follower:
             for text in read_on(self._cluster, pod, ended):
                 self._queue.put(_Line(pod, text))
             self._queue.put(_Over(pod))
-        except ApiRefusal as error:
+        except (ApiRefusal, Refused) as error:
             self._queue.put(error)
 
     def _tell(self, text: str) -> None:
@@ -210,7 +225,7 @@ class Follower:
             try:
                 for change in watch(self._cluster, path, query, say):
                     self._queue.put(made(change))
-            except (ApiRefusal, NoAnswer) as error:
+            except (ApiRefusal, NoAnswer, Refused) as error:
                 self._queue.put(error)
 
         _start(run)

@@ -6,10 +6,12 @@ The words of API server and kubelet are played here; real logs are read in the e
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
 
+from finetune_api.problem import Problem, Refused
 from finetune_cli.cluster import pod_logs
 from finetune_cli.cluster.connection import ApiRefusal, NoAnswer
 from finetune_cli.cluster.jobs import jobs_path, parse
@@ -73,6 +75,59 @@ def test_several_pods_have_their_name_before_each_line() -> None:
     assert out == ["one", "two"]
 
 
+def gang(*answers: list[str | Exception] | Exception) -> tuple[ScriptedCluster, list[JobPod]]:
+    """A gang of running pods, and what is answered when their logs are read."""
+    names = [f"bot-1-{rank}" for rank in range(len(answers))]
+    pods = [
+        JobPod(name, f"u{rank}", "train", 1, rank, "trainer", "running")
+        for rank, name in enumerate(names)
+    ]
+    logs = {log(name): [answer] for name, answer in zip(names, answers, strict=True)}
+    return ScriptedCluster({}, logs), pods
+
+
+def test_a_log_that_cannot_be_read_does_not_hide_the_others() -> None:
+    lost = ApiRefusal(500, "InternalError", "dial tcp 10.0.0.9:10250: i/o timeout")
+    cluster, pods = gang(["one"], lost, ["begun", NoAnswer("reset")], ["four"])
+    out: list[str] = []
+    err: list[str] = []
+    assert print_logs(cluster, tuple(pods), out.append, err.append)
+    assert out == ["[bot-1-0] one", "[bot-1-2] begun", "[bot-1-3] four"]
+    assert err == [
+        "bot-1-1: its log cannot be read: 500 InternalError: dial tcp 10.0.0.9:10250: i/o timeout",
+        "bot-1-2: its log cannot be read: reset",
+    ]
+
+
+def test_no_log_can_be_read() -> None:
+    cluster, pods = gang(ApiRefusal(400, "BadRequest", "x"), ApiRefusal(404, "NotFound", "y"))
+    err: list[str] = []
+    assert not print_logs(cluster, tuple(pods), print, err.append)
+    assert len(err) == 2
+
+
+def test_logs_that_may_not_be_read_are_not_asked_for_one_by_one() -> None:
+    cluster, pods = gang(ApiRefusal(403, "Forbidden", "no"), ["two"])
+    with pytest.raises(ApiRefusal):
+        print_logs(cluster, tuple(pods), print, print)
+    assert len(cluster.asked) == 1
+
+
+@pytest.mark.parametrize("at", ["log", "watch"])
+def test_a_token_that_goes_bad_while_logs_are_followed_ends_with_a_word(at: str) -> None:
+    bad = Refused(Problem(code="token-malformed", message="no token"))
+    cluster = ScriptedCluster(
+        {PODS: [listed("1", pod(1, "running", "1"))], JOBS: [listed("1", job(None, "1"))]},
+        {
+            PODS: [[bad] if at == "watch" else [threading.Event().wait]],
+            JOBS: [[threading.Event().wait]],
+            log("bot-1-0"): [[bad] if at == "log" else [threading.Event().wait]],
+        },
+    )
+    with pytest.raises(Refused):
+        Follower(cluster, parse(job(None, "1")), Wanted(), print, print).run()
+
+
 def pod(attempt: int, state: str, version: str) -> dict[str, Any]:
     return {
         "metadata": {
@@ -106,8 +161,6 @@ def event(kind: str, item: dict[str, Any]) -> str:
 def test_following_goes_over_to_the_next_attempt_and_ends_with_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import threading
-
     monkeypatch.setattr(pod_logs, "PAUSE", 0.01)
     first_read, second_read = threading.Event(), threading.Event()
     for_ever = threading.Event()
@@ -148,8 +201,6 @@ def test_following_goes_over_to_the_next_attempt_and_ends_with_the_job(
 
 
 def test_following_one_attempt_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
     monkeypatch.setattr(pod_logs, "PAUSE", 0.01)
     for_ever = threading.Event()
     cluster = ScriptedCluster(
