@@ -58,8 +58,9 @@ def watch(
                 yield Listed(tuple(found.get("items") or ()))
             began = time.monotonic()
             events = _changes(cluster, path, query, version)
-            outage.over()
+            outage.answers()
             for change, reached in events:
+                outage.over()
                 version = reached
                 if change is not None:
                     yield change
@@ -70,7 +71,8 @@ def watch(
                 raise
             if error.code == 410:
                 version = ""
-                continue
+                if outage.first_too_old():
+                    continue  # the list is newer, but not that of a server which lags behind
             outage.wait(f"{error.code} {error.message}")
         except NoAnswer as error:
             if not started:
@@ -115,13 +117,17 @@ def _passes(error: ApiRefusal) -> bool:
 
 
 class _Outage:
-    """Says once that nobody answers, and once that it is over; pauses grow in between."""
+    """Says once that nobody answers, and once that it is over.
+
+    Pauses grow until an event has come: a stream that opens and breaks at once is none.
+    """
 
     def __init__(self, say: Callable[[str], None], sleep: Callable[[float], None]) -> None:
         self._say = say
         self._sleep = sleep
         self._tries = 0
         self._said = False
+        self._too_old = False
 
     def wait(self, why: str) -> None:
         """Pause before the next try; a single break is silent: connections do end."""
@@ -132,8 +138,17 @@ class _Outage:
         pause = min(LONGEST_PAUSE, 0.5 * 2 ** (self._tries - 1))
         self._sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads load, guards nothing
 
-    def over(self) -> None:
-        """Begin anew: it answers."""
+    def first_too_old(self) -> bool:
+        """Tell whether no watch was refused as too old since the last event."""
+        first, self._too_old = not self._too_old, True
+        return first
+
+    def answers(self) -> None:
+        """Say that it answers, where it was said that it does not."""
         if self._said:
             self._say("the API server answers again")
-        self._tries, self._said = 0, False
+        self._said = False
+
+    def over(self) -> None:
+        """Begin anew: an event has come."""
+        self._tries, self._too_old = 0, False

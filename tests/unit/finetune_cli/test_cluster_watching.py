@@ -101,6 +101,38 @@ def test_what_is_too_old_is_listed_again() -> None:
     assert said == []
 
 
+def test_a_server_that_finds_every_list_too_old_is_not_hurried() -> None:
+    """The first refusal is answered with a new list at once; pauses grow from the second on."""
+    cluster = ScriptedCluster(
+        {PATH: [found("5", "bot")]},
+        {PATH: [*[[error(410)]] * 5, [event("ADDED", "new", "6"), error(410)], [error(410)]]},
+    )
+    words, said, slept = seen(cluster, 9)
+    assert words == [*[["bot"]] * 6, ("ADDED", "new"), ["bot"], ["bot"]]
+    bounds = [(0.25, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (0.25, 0.5)]
+    assert len(slept) == 5
+    assert all(low <= pause <= high for pause, (low, high) in zip(slept, bounds, strict=True))
+    assert said == [
+        "the API server does not answer (410 too old); trying again",
+        "the API server answers again",
+    ]
+
+
+def test_a_stream_that_opens_and_breaks_is_asked_for_less_and_less_often() -> None:
+    cluster = ScriptedCluster(
+        {PATH: [found("5", "bot")]},
+        {PATH: [*[[NoAnswer("reset")]] * 4, [event("MODIFIED", "bot", "6")]]},
+    )
+    words, said, slept = seen(cluster, 2)
+    assert words == [["bot"], ("MODIFIED", "bot")]
+    assert len(slept) == 4
+    assert 2.0 <= slept[3] <= 4.0
+    assert said == [
+        "the API server does not answer (reset); trying again",
+        "the API server answers again",
+    ]
+
+
 def test_an_event_that_is_cut_off_is_read_again() -> None:
     cluster = ScriptedCluster(
         {PATH: [found("5", "bot")]},
