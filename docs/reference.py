@@ -33,7 +33,7 @@ MEANING = {
     ExitCode.CHECKPOINT_UNUSABLE: "no checkpoint is usable after progress was made",
     ExitCode.MODEL_UNAVAILABLE: "the base model is missing or broken",
     ExitCode.GATE_NOT_MET: "trained, but the gate is not met: do not deploy",
-    ExitCode.COMMUNICATION_LOST: "the processes lost each other",
+    ExitCode.COMMUNICATION_LOST: "the processes lost each other, or the hub of the model",
     ExitCode.FENCED: "a newer run took over; nothing was changed",
     ExitCode.KILLED: "killed",
     ExitCode.SIGNALLED: "signalled; whether it saved is in the manifest",

@@ -38,10 +38,12 @@ def put(root: Path, tiny: Path, name: str = "tiny", *, without: tuple[str, ...] 
     return folder
 
 
-def refusal(root: Path, model: dict[str, object]) -> Problem:
+def refusal(
+    root: Path, model: dict[str, object], code: ExitCode = ExitCode.MODEL_UNAVAILABLE
+) -> Problem:
     with pytest.raises(StageError) as caught:
         fetch.materialise(make_config(root, "prepare", {"model": model}))
-    assert caught.value.exit_code is ExitCode.MODEL_UNAVAILABLE
+    assert caught.value.exit_code is code
     return caught.value.problems[0]
 
 
@@ -168,15 +170,57 @@ def test_a_hub_model_is_fetched_once_at_a_commit(tmp_path: Path, tiny: Path, hub
     folder = fetch.locate(config, found.path_ref)
     assert folder.parent == tmp_path / "workspace" / "model"
     assert (folder / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
-    assert sorted(p.name for p in folder.iterdir()) == sorted(
-        p.name for p in tiny.iterdir() if p.name != "README.md"
-    )
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in tiny.iterdir())
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
     # The branch moves on; the job stays with what it resolved, without asking again.
     hub.add("acme/tiny", tiny.parent)
     asked = len(hub.requests)
     assert fetch.materialise(config) == found
     assert len(hub.requests) == asked
+
+
+def test_a_fetched_model_that_was_damaged_is_fetched_again(
+    tmp_path: Path, tiny: Path, hub: Hub
+) -> None:
+    hub.add("acme/tiny", tiny)
+    config = make_config(
+        tmp_path, "prepare", {"model": {"uri": "hf://acme/tiny", "endpoint": hub.endpoint}}
+    )
+    found = fetch.materialise(config)
+    path = fetch.locate(config, found.path_ref) / "model.safetensors"
+    path.unlink()
+    assert fetch.materialise(config) == found
+    assert path.read_bytes() == (tiny / "model.safetensors").read_bytes()
+
+
+def test_terms_come_with_a_model_and_a_second_copy_of_its_weights_does_not(
+    tmp_path: Path, tiny: Path, hub: Hub
+) -> None:
+    folder = put(tmp_path / "offered", tiny)
+    (folder / "LICENSE").write_text("be good")
+    (folder / "USE_POLICY.md").write_text("be very good")
+    os.link(tiny / "model.safetensors", folder / "consolidated.safetensors")
+    hub.add("acme/tiny", folder)
+    config = make_config(
+        tmp_path, "prepare", {"model": {"uri": "hf://acme/tiny", "endpoint": hub.endpoint}}
+    )
+    fetched = fetch.locate(config, fetch.materialise(config).path_ref)
+    assert (fetched / "LICENSE").read_text() == "be good"
+    assert (fetched / "USE_POLICY.md").read_text() == "be very good"
+    assert "consolidated.safetensors" not in hub.downloads()
+
+
+def test_a_tokenizer_that_cannot_be_read(tmp_path: Path, tiny: Path) -> None:
+    from finetune_trainer.model import load_tokenizer
+
+    folder = put(tmp_path, tiny)
+    _replace(folder / "tokenizer.json", '{"model": ')
+    with pytest.raises(StageError) as caught:
+        load_tokenizer(make_config(tmp_path, "prepare"))
+    assert caught.value.exit_code is ExitCode.MODEL_UNAVAILABLE
+    problem = caught.value.problems[0]
+    assert problem.code == "tokenizer-broken"
+    assert problem.message.startswith("the tokenizer of pvc://models/tiny cannot be loaded: ")
 
 
 def test_a_revision_of_a_hub(tmp_path: Path, tiny: Path, hub: Hub) -> None:
@@ -231,10 +275,10 @@ def test_hub_that_cannot_be_reached(
     assert refusal(tmp_path, model).code == "model-not-found"
     hub.add("acme/tiny", tiny)
     hub.broken = True
-    problem = refusal(tmp_path, model)
+    problem = refusal(tmp_path, model, ExitCode.COMMUNICATION_LOST)
     assert (problem.code, "500" in problem.message) == ("hub-unreachable", True)
     nobody = {**model, "endpoint": "http://127.0.0.1:9"}
-    assert refusal(tmp_path, nobody).code == "hub-unreachable"
+    assert refusal(tmp_path, nobody, ExitCode.COMMUNICATION_LOST).code == "hub-unreachable"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     problem = refusal(tmp_path, model)
     assert problem.code == "hub-offline"
@@ -247,7 +291,8 @@ def test_a_cut_download_leaves_no_model_and_is_taken_up_again(
     hub.add("acme/tiny", tiny)
     model = {"uri": "hf://acme/tiny", "endpoint": hub.endpoint}
     hub.cut_downloads = True
-    assert refusal(tmp_path, model).code == "hub-unreachable"
+    problem = refusal(tmp_path, model, ExitCode.COMMUNICATION_LOST)
+    assert problem.code == "hub-unreachable"
     folders = (tmp_path / "workspace" / "model").iterdir()
     assert all(p.name.startswith(".download-") for p in folders)
     assert not (tmp_path / "workspace" / "reports" / "model.json").exists()

@@ -86,6 +86,16 @@ def test_what_a_rank_holds_when_it_has_loaded(
     assert host.needed(config) == 8 * PARAMETERS * bytes_a_parameter + 1_288_490_188
 
 
+def test_a_second_copy_of_the_weights_is_not_loaded(tmp_path: Path) -> None:
+    from finetune_trainer.export import merge
+
+    config = job(tmp_path)
+    folder = tmp_path / "workspace" / "model" / "m"
+    os.link(folder / "model.safetensors", folder / "consolidated.safetensors")
+    assert host.loaded(config) == PARAMETERS * 4
+    assert merge.parameters(folder) == PARAMETERS + 47  # the head has 94 bytes
+
+
 def test_as_deepspeed_estimates_it(tmp_path: Path) -> None:
     """``estimate_zero2_model_states_mem_needs_all_cold(8030e6, 8)``: 239.3 GB a node, factor 1."""
     found = host.needed(job(tmp_path)) - host.CPU_PROCESS

@@ -414,6 +414,9 @@ def test_sizes_of_a_real_job(tmp_path: Path) -> None:
     # 4096 trained weights: 4 bytes, and 8 of AdamW's moments.
     assert (lora.snapshot, lora.checkpoint, lora.output) == (16384, 49152, file + 16384)
     config = make_config(tmp_path, "prepare")
+    # A second copy in another layout, as some repositories have, is no part of the output.
+    (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert disk.sizes(config).output == lora.output
     report = disk.verdict(config, prepared_bytes=0)
     assert report.free_bytes is not None
     assert report.free_bytes > 0

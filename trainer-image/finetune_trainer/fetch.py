@@ -20,7 +20,8 @@ from finetune_api.resolved import StageConfig
 from finetune_api.source import Source, parse_uri
 from finetune_trainer.errors import StageError
 from finetune_trainer.hashing import hashes_of, sync_tree, write_json
-from finetune_trainer.hub import CONVERT, download, unavailable
+from finetune_trainer.hub import download, unavailable
+from finetune_trainer.weights import check_weights, is_pointer, not_fetched, weight_files
 
 TOKENIZER_FILES = re.compile(
     r"^(tokenizer.*\.json|tokenizer\.model|.*\.tiktoken|special_tokens_map\.json|added_tokens\.json"
@@ -28,7 +29,6 @@ TOKENIZER_FILES = re.compile(
     r"|chat_template\.(jinja|json))$"
 )
 TOKENIZER_ONE_OF = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True)
@@ -117,18 +117,18 @@ def tokenizer_folder(config: StageConfig, folder: Path) -> Path:
             "name a folder with tokenizer.json",
             field="spec.model.tokenizer.uri",
         )
+    _check_tokenizer(found, reference.uri, "spec.model.tokenizer.uri")
     return found
 
 
 def model_files(folder: Path) -> list[Path]:
     """Return the files that make the model: weights and configuration, not the tokenizer."""
-    return sorted(
+    settings = (
         path
-        for path in folder.iterdir()
-        if path.is_file()
-        and (path.suffix == ".safetensors" or path.name.endswith(".json"))
-        and not TOKENIZER_FILES.match(path.name)
+        for path in folder.glob("*.json")
+        if path.is_file() and not TOKENIZER_FILES.match(path.name)
     )
+    return sorted({*settings, *weight_files(folder)})
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -163,8 +163,26 @@ def check_folder(folder: Path, uri: str, *, separate_tokenizer: bool = False) ->
             "name the folder that holds config.json and the *.safetensors files"
             + _nested(folder, uri),
         )
+    _check_config(folder, uri)
+    check_weights(folder, uri)
+    if separate_tokenizer:
+        return
+    if not any((folder / n).is_file() for n in TOKENIZER_ONE_OF):
+        raise unavailable(
+            "tokenizer-missing",
+            f"{uri} has no tokenizer (tokenizer.json or tokenizer.model)",
+            "copy the tokenizer files beside the weights, or set spec.model.tokenizer.uri",
+        )
+    _check_tokenizer(folder, uri, "spec.model.uri")
+
+
+def _check_config(folder: Path, uri: str) -> None:
+    """Check that a model's configuration is one, of weights that are stored as they are trained."""
+    path = folder / "config.json"
+    if is_pointer(path):
+        raise not_fetched(path, uri, "model-config-invalid")
     try:
-        loaded = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        loaded = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(loaded, dict) or not loaded.get("model_type"):
             raise ValueError("no model_type")
     except ValueError as error:
@@ -173,66 +191,24 @@ def check_folder(folder: Path, uri: str, *, separate_tokenizer: bool = False) ->
             f"config.json of {uri} is not a model's configuration: {error}",
             "copy the model again",
         ) from error
-    _check_weights(folder, uri)
-    if not separate_tokenizer and not any((folder / n).is_file() for n in TOKENIZER_ONE_OF):
-        raise unavailable(
-            "tokenizer-missing",
-            f"{uri} has no tokenizer (tokenizer.json or tokenizer.model)",
-            "copy the tokenizer files beside the weights, or set spec.model.tokenizer.uri",
-        )
-
-
-def _check_weights(folder: Path, uri: str) -> None:
-    """Check that the weights are complete safetensors."""
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
-        if pickles:
+    for part in (loaded, loaded.get("text_config")):
+        if not isinstance(part, dict):
+            continue
+        stored = part.get("quantization_config") or part.get("compression_config")
+        if stored:
+            kind = stored.get("quant_method") if isinstance(stored, dict) else None
             raise unavailable(
-                "model-not-safetensors",
-                f"{uri} has {pickles[0]} but no *.safetensors; pickled weights can run code and "
-                "are never loaded",
-                CONVERT,
-            )
-        raise unavailable(
-            "model-weights-missing",
-            f"{uri} has no *.safetensors",
-            "copy the weights beside config.json",
-        )
-    for index in folder.glob("*.safetensors.index.json"):
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(name for name in named if not (folder / name).is_file())
-        if missing:
-            raise unavailable(
-                "model-shard-missing",
-                f"{uri}: {index.name} names {missing[0]}, which is not there"
-                + (f" ({len(missing)} files are missing)" if len(missing) > 1 else ""),
-                "copy the model again, all of its files",
-            )
-    for path in weights:
-        if not _complete(path):
-            raise unavailable(
-                "model-weights-broken",
-                f"{uri}: {path.name} is cut short or not safetensors",
-                "copy the file again",
+                "model-quantised",
+                f"{uri} is stored quantised" + (f" ({kind})" if kind else ""),
+                "use the repository with the weights before quantisation (bf16, fp16 or fp32)",
             )
 
 
-def _complete(path: Path) -> bool:
-    """Return whether a safetensors file is as long as its own header says."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 0 < length <= size - 8:
-            return False
-        try:
-            header = json.loads(stream.read(length))
-            end = max(
-                (v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return False
-    return size == 8 + length + int(end)
+def _check_tokenizer(folder: Path, uri: str, field: str) -> None:
+    """Check that a tokenizer's files are there themselves."""
+    for path in tokenizer_files(folder):
+        if is_pointer(path):
+            raise not_fetched(path, uri, "tokenizer-broken", field)
 
 
 def _nested(folder: Path, uri: str) -> str:
@@ -275,18 +251,30 @@ def _from_hub(config: StageConfig, source: Source) -> tuple[str, str]:
     key = {"uri": model.uri, "revision": model.revision, "endpoint": model.endpoint}
     if record.is_file():
         known = json.loads(record.read_text(encoding="utf-8"))
-        if known.get("key") == key and (layout.root / known["path"] / "config.json").is_file():
+        folder = layout.root / known["path"]
+        if known.get("key") == key and _whole(config, folder, known["digest"]):
             return str(known["path"]), str(known["commit"])
     commit, staging = download(config, source, layout)
     check_folder(staging, model.uri, separate_tokenizer=model.tokenizer is not None)
-    files = model_files(staging) + tokenizer_files(staging)
-    digest = digest_files(config, staging, files)
+    digest = _digest(config, staging)
     target = layout.model / digest.removeprefix("sha256:")[:16]
     sync_tree(staging)
-    if target.exists():
-        shutil.rmtree(staging)
-    else:
-        staging.rename(target)
+    if target.exists():  # of a preparation that did not come to its record, or damaged since
+        shutil.rmtree(target)
+    staging.rename(target)
     path = target.relative_to(layout.root).as_posix()
     write_json(record, {"key": key, "path": path, "commit": commit, "digest": digest})
     return path, commit
+
+
+def _whole(config: StageConfig, folder: Path, digest: str) -> bool:
+    """Return whether a fetched model is still what was fetched."""
+    try:
+        return (folder / "config.json").is_file() and _digest(config, folder) == digest
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(config: StageConfig, folder: Path) -> str:
+    """Return the digest of a fetched model, its tokenizer with it."""
+    return digest_files(config, folder, model_files(folder) + tokenizer_files(folder))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,12 @@ log = logging.getLogger(__name__)
 
 SECRETS = Path("/etc/finetune/secrets")
 """Secrets are mounted as ``<name>/<key>``; locally HF_TOKEN stands in."""
+TERMS = ["LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*"]
+"""What a model may be used for; it goes with everything that is made of it."""
 PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+PATTERNS += ["README.md", *TERMS]
+UNWANTED = ["*/*", "consolidated*.safetensors"]
+"""Folders, and a second copy of the weights that transformers does not read."""
 CONVERT = (
     'convert it once to safetensors: python -c "from transformers import AutoModelForCausalLM as M;'
     " M.from_pretrained('FOLDER').save_pretrained('NEW')\" and copy the tokenizer files beside it"
@@ -51,7 +58,7 @@ def download(config: StageConfig, source: Source, layout: Layout) -> tuple[str, 
         info = HfApi(endpoint=model.endpoint, token=token or False).model_info(
             source.name, revision=model.revision, files_metadata=True
         )
-        names = [s.rfilename for s in info.siblings or []]
+        names = [s.rfilename for s in info.siblings or [] if not _matches(s.rfilename, UNWANTED)]
         if not any(name.endswith(".safetensors") for name in names):
             pickled = next((n for n in names if n.endswith((".bin", ".pt", ".pth"))), None)
             raise unavailable(
@@ -66,9 +73,10 @@ def download(config: StageConfig, source: Source, layout: Layout) -> tuple[str, 
         chosen = [
             s
             for s in info.siblings or []
-            if "/" not in s.rfilename and Path(s.rfilename).suffix in _SUFFIXES
+            if _matches(s.rfilename, PATTERNS) and not _matches(s.rfilename, UNWANTED)
         ]
         total = sum(s.size or 0 for s in chosen)
+        _check_room(staging, total, model.uri)
         with _progress(staging, total, model.uri):
             snapshot_download(
                 source.name,
@@ -77,7 +85,7 @@ def download(config: StageConfig, source: Source, layout: Layout) -> tuple[str, 
                 token=token or False,
                 local_dir=staging,
                 allow_patterns=PATTERNS,
-                ignore_patterns=["*/*"],
+                ignore_patterns=UNWANTED,
                 max_workers=4,
             )
         short = [s.rfilename for s in chosen if _size(staging / s.rfilename) != s.size]
@@ -92,7 +100,27 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-_SUFFIXES = {pattern.removeprefix("*") for pattern in PATTERNS}
+def _matches(name: str, patterns: list[str]) -> bool:
+    """Return whether a file's name matches one of several patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_room(staging: Path, total: int, uri: str) -> None:
+    """Raise ``StageError`` (14) where what is still to be fetched has no room."""
+    missing = total - sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
+    free = shutil.disk_usage(staging).free
+    if missing <= free:
+        return
+    raise StageError(
+        ExitCode.STORAGE_FULL,
+        Problem(
+            code="no-room",
+            message=f"fetching {uri} needs {format_bytes(missing)}, {format_bytes(free)} free in "
+            "the workspace",
+            fix=f"free {format_bytes(missing - free)}, or use a larger volume (spec.workspace)",
+            field="spec.workspace",
+        ),
+    )
 
 
 def read_token(reference: SecretKeyRef | None) -> str | None:
@@ -175,6 +203,8 @@ def _explained(uri: str, revision: str | None, *, has_token: bool) -> Iterator[N
     except StageError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
         for kind, explain in cases:
             if isinstance(error, kind):
                 raise explain() from error
@@ -182,13 +212,28 @@ def _explained(uri: str, revision: str | None, *, has_token: bool) -> Iterator[N
 
 
 def _failure(uri: str, error: Exception, secret: str) -> StageError:
-    """Return the error of a hub that answered badly or not at all."""
+    """Return the error of a hub that answered badly or not at all.
+
+    What may be over in a minute ends with a code that is tried again.
+    """
     status: Any = getattr(getattr(error, "response", None), "status_code", None)
     if status in {401, 403}:
         return unavailable("model-forbidden", f"{uri}: the hub answered {status}", secret)
-    reason = f"the hub answered {status}" if status else str(error).splitlines()[0][:300]
-    return unavailable(
-        "hub-unreachable",
-        f"{uri} cannot be fetched: {reason}",
-        "check the network and spec.model.endpoint, or copy the model to a claim (pvc://)",
+    said = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
+    reason = f"the hub answered {status}" if status else said
+    final = isinstance(error, ValueError) and not isinstance(error, OSError)
+    if status:
+        final = status < 500 and status not in _BUSY
+    return StageError(
+        ExitCode.MODEL_UNAVAILABLE if final else ExitCode.COMMUNICATION_LOST,
+        Problem(
+            code="hub-unreachable",
+            message=f"{uri} cannot be fetched: {reason}",
+            fix="check the network and spec.model.endpoint, or copy the model to a claim (pvc://)",
+            field="spec.model.uri",
+        ),
     )
+
+
+_BUSY = frozenset({408, 425, 429})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})

@@ -12,6 +12,7 @@ from finetune_api.problem import Problem
 from finetune_api.resolved import StageConfig
 from finetune_trainer import fetch
 from finetune_trainer.errors import StageError
+from finetune_trainer.hub import unavailable
 
 if TYPE_CHECKING:
     import torch
@@ -66,10 +67,23 @@ def load_tokenizer(config: StageConfig) -> PreTrainedTokenizerBase:
     """Return the tokenizer, with a pad token (the end token where it has none)."""
     from transformers import AutoTokenizer
 
+    model = config.job.spec.model
     folder = fetch.tokenizer_folder(config, model_folder(config))
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=config.job.spec.model.remote_code
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=model.remote_code
+        )
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # of a broken file its parsers raise what they like
+        uri = model.tokenizer.uri if model.tokenizer else model.uri
+        said = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise unavailable(
+            "tokenizer-broken",
+            f"the tokenizer of {uri} cannot be loaded: {said}",
+            "copy its files again",
+            field="spec.model.tokenizer.uri" if model.tokenizer else "spec.model.uri",
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -15,6 +15,7 @@ from finetune_api.resolved import StageConfig
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory.verdict import machine_memory
 from finetune_trainer.model import attention, load_model_config, model_folder
+from finetune_trainer.weights import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
     from safetensors import safe_open
 
     sizes: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 part = tensors.get_slice(name)
@@ -46,14 +47,19 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return kinds.get(most, torch.float32)
 
 
+def parameters(folder: Path) -> int:
+    """Return the number of a model's weights, from the size of its files."""
+    size = sum(path.stat().st_size for path in weight_files(folder))
+    return size // stored_dtype(folder).itemsize
+
+
 def working_dtype(config: StageConfig) -> torch.dtype:
     """Return fp32 where the base fits in fp32, else the type that it is stored in."""
     import torch
 
     folder = model_folder(config)
     stored = stored_dtype(folder)
-    parameters = sum(p.stat().st_size for p in folder.glob("*.safetensors")) // stored.itemsize
-    if parameters * 4 * HEADROOM <= machine_memory():
+    if parameters(folder) * 4 * HEADROOM <= machine_memory():
         return torch.float32
     log.warning("merging in %s: there is no room for the base in fp32", stored)
     return stored

@@ -17,6 +17,7 @@ from finetune_trainer import methods
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory.estimate import MOMENTS
 from finetune_trainer.model import model_folder
+from finetune_trainer.weights import weight_files
 
 SPARE = 2
 """Checkpoints beside the kept ones: the one being written, and one being deleted."""
@@ -53,7 +54,7 @@ def sizes(config: StageConfig) -> Sizes:
         weight = 2 if spec.training.precision == "pureBf16" else 4
         state = weight * moments
     snapshot = counts.trainable * weight
-    base = sum(path.stat().st_size for path in model_folder(config).glob("*.safetensors"))
+    base = sum(path.stat().st_size for path in weight_files(model_folder(config)))
     adapter = spec.method.kind != "full"
     output = (base if spec.output.merge or not adapter else 0) + (snapshot if adapter else 0)
     return Sizes(

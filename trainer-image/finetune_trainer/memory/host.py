@@ -19,6 +19,7 @@ from finetune_api.resolved import StageConfig
 from finetune_trainer.memory import verdict
 from finetune_trainer.memory.estimate import CPU_PROCESS, GIB
 from finetune_trainer.model import load_dtype, model_folder
+from finetune_trainer.weights import weight_files
 
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """What safetensors and torch call the types that weights are converted from."""
@@ -70,7 +71,7 @@ def loaded(config: StageConfig) -> int:
     wanted = load_dtype(config)
     kept = str(wanted).removeprefix("torch.")
     total = 0
-    for path in sorted(model_folder(config).glob("*.safetensors")):
+    for path in weight_files(model_folder(config)):
         for entry in _head(path).values():
             if TYPES.get(entry.get("dtype", ""), kept) != kept:
                 total += math.prod(entry["shape"]) * wanted.itemsize
