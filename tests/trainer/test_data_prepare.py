@@ -117,17 +117,31 @@ def test_prepared_data_that_was_damaged_is_made_again(root):
     assert not folder.with_suffix(".discarded").exists()
 
 
-def test_validation_sources_and_weights(root):
+def test_validation_sources_weights_and_most_rows(root):
     write_rows(root / "volumes" / "datasets" / "val.jsonl", chats(10))
     spec = {
         "dataset": {
-            "train": [{"uri": "pvc://datasets/train.jsonl", "weight": 2}],
-            "validation": {"sources": [{"uri": "pvc://datasets/val.jsonl"}]},
+            "train": [{"uri": "pvc://datasets/train.jsonl", "weight": 2, "maxRows": 30}],
+            "validation": {"sources": [{"uri": "pvc://datasets/val.jsonl", "maxRows": 9}]},
         }
     }
-    _, report = prepared(root, chats(30), spec)
+    _, report = prepared(root, chats(40), spec)
     assert (report.train.rows_used, report.choices.train_sequences) == (30, 60)
-    assert report.choices.validation_sequences == 10
+    assert report.choices.validation_sequences == 9
+    assert [c.field for c in report.choices.chosen if c.value == "Messages"] == [
+        "dataset.train[0].format",
+        "dataset.validation.sources[0].format",
+    ]
+
+
+def test_a_fraction_that_holds_out_nothing_is_told(root):
+    rows = [chat("hi", "yo")] * 60
+    _, report = prepared(root, rows, {"dataset": {"validation": {"fraction": 0.1}}})
+    (warning,) = [p for p in report.problems if p.code == "nothing-held-out"]
+    assert (report.validation, report.train.rows_used, warning.severity) == (None, 60, "warning")
+    assert warning.message == (
+        "nothing to evaluate with: of 60 rows none is held out; copies of a row stay together"
+    )
 
 
 def test_dropped_rows_are_counted(root):
@@ -173,6 +187,13 @@ def test_check_reads_rows_and_writes_nothing(root):
     write_rows(root / "volumes" / "datasets" / "train.jsonl", chats(3))
     report = prepare.check(config)
     assert (report.problems, report.train.rows, report.train.rows_used) == ((), 3, 3)
+    (root / "volumes" / "datasets" / "more.parquet").write_bytes(b"PAR1")
+    folder = {"dataset": {"train": [{"uri": "pvc://datasets"}]}}
+    report = prepare.check(make_config(root, "prepare", folder))
+    (warning,) = report.problems
+    assert (warning.place, warning.code) == ("spec.dataset.train[0].uri", "unread-files")
+    assert warning.message == "files of the folder that are not read: more.parquet"
+    assert (warning.severity, report.train.rows_used) == ("warning", 3)
 
 
 def test_checking_rows_needs_no_torch(root):

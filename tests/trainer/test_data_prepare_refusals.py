@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer import fetch
+from finetune_trainer.data import prepared
 from harness.chat_rows import chat, chats, refused
 from harness.tiny_model import make_tiny_model
 
@@ -33,6 +35,28 @@ def test_missing_and_empty_files(root):
     )
     code, report = refused(root, [])
     assert (code, report.problems[0].code) == (ExitCode.INVALID_DATA, "empty-file")
+
+
+@pytest.mark.parametrize("kept", [slice(10, None), slice(0, 0)], ids=["other rows", "gone"])
+@pytest.mark.parametrize(
+    ("module", "name"), [(fetch, "materialise"), (prepared, "_build")], ids=["model", "tokens"]
+)
+def test_rows_that_change_after_they_were_checked(root, monkeypatch, module, name, kept):
+    path = root / "volumes" / "datasets" / "train.jsonl"
+    real = getattr(module, name)
+
+    def meanwhile(*args):
+        monkeypatch.setattr(module, name, real)
+        lines = path.read_text().splitlines(keepends=True)[kept]
+        path.write_text("".join(lines))
+        if not lines:
+            path.unlink()
+        return real(*args)
+
+    monkeypatch.setattr(module, name, meanwhile)
+    code, report = refused(root, chats(60), {"dataset": {"validation": {"fraction": 0.1}}})
+    assert (code, [p.code for p in report.problems]) == (ExitCode.INVALID_DATA, ["data-changed"])
+    assert report.problems[0].message == "a data file changed after its rows were checked"
 
 
 def test_target_modules_that_match_nothing(root):

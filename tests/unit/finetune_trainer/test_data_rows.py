@@ -98,6 +98,9 @@ def test_compressed_files(tmp_path):
         ('[{"a": 1},\n\n{"a" 2}, {"b": "' + "x" * 99 + '"}]', 3, "not valid JSON: expecting ':' delimiter"),
         ('[{"a": 1}', 1, "not valid JSON: the array is not closed"),
         ('[{"a": 1},\n', 2, "not valid JSON: the array is not closed"),
+        ('[{"a": 1}]\n\n[{"a": 2}]\n', 3, "not valid JSON: something follows the closing ]"),
+        ('[{"a": 1}]\n{"a": 2}\n{"a": 3}', 2, "not valid JSON: something follows the closing ]"),
+        ('[{"a": 1}] garbage {{{', 1, "not valid JSON: something follows the closing ]"),
     ],
 )  # fmt: skip
 def test_a_broken_array_ends_where_it_breaks(tmp_path, text, line, message):
@@ -121,8 +124,29 @@ def test_rows_of_any_size_are_read_up_to_a_limit(tmp_path, monkeypatch):
 def test_folders_are_read_in_sorted_order(tmp_path):
     for name in ("b.jsonl", "a/2.json", "a/10.jsonl", ".hidden/c.jsonl", "readme.txt"):
         write(tmp_path / "claim" / "data" / name, {"a": 1})
-    files = read.locate("pvc://datasets/data", {"datasets": str(tmp_path / "claim")}, "x")
-    assert [file.shown for file in files] == ["a/10.jsonl", "a/2.json", "b.jsonl"]
+    found = read.locate("pvc://datasets/data", {"datasets": str(tmp_path / "claim")}, "x")
+    assert [file.shown for file in found.files] == ["a/10.jsonl", "a/2.json", "b.jsonl"]
+    assert found.unread == ()
+
+
+def test_other_data_files_of_a_folder_are_named(tmp_path):
+    for name in ("a.jsonl", "b.parquet", "sub/c.jsonl.zst", "D.CSV", "e.csv.gz", "LICENSE.txt"):
+        write(tmp_path / "data" / name, GOOD)
+    (tmp_path / "data" / "f.jsonl").symlink_to("gone.jsonl")
+    found = read.locate("pvc://datasets/data", {"datasets": str(tmp_path)}, "x")
+    assert [file.shown for file in found.files] == ["a.jsonl"]
+    assert found.unread == ("D.CSV", "b.parquet", "e.csv.gz", "f.jsonl", "sub/c.jsonl.zst")
+
+
+def test_linked_folders_are_read_and_none_twice(tmp_path):
+    write(tmp_path / "elsewhere" / "e.jsonl", GOOD)
+    write(tmp_path / "data" / "v1" / "a.jsonl", GOOD)
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "latest").symlink_to("v1")
+    (tmp_path / "data" / "v1" / "round").symlink_to(tmp_path / "data")
+    found = read.locate("pvc://datasets/data", {"datasets": str(tmp_path)}, "x")
+    assert [file.shown for file in found.files] == ["again/e.jsonl", "v1/a.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +288,21 @@ def test_an_empty_file(tmp_path):
             "messages[0] has tool_calls, which is not supported",
         ),
         (
+            {"messages": [{"role": "user", "content": "x", "train": False}]},
+            "unsupported-message-field",
+            "messages[0] has train, which is not supported",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "x"},
+                    {"role": "assistant", "reasoning_content": "first", "content": "y"},
+                ]
+            },
+            "reasoning-not-supported",
+            "messages[1] has reasoning_content, which is not supported",
+        ),
+        (
             '{"messages": [{"role": "user", "content": "\\ud83d"}]}',
             "invalid-unicode",
             "messages[0].content holds half of a surrogate pair",
@@ -331,6 +370,9 @@ def test_max_rows_reads_no_further(tmp_path):
     path = write(tmp_path / "train.jsonl", GOOD, GOOD, "{")
     found = scan([source_of(path, maxRows=2)], SETTINGS)
     assert (found.rows, found.valid, found.findings.problems()) == (2, 2, [])
+    (reader,) = found.readers
+    assert reader is not None
+    assert reader.format.name == "Messages"
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -385,6 +427,29 @@ def test_alpaca_in_both_forms(tmp_path):
         "context. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nAdd {x}.\n\n### Input:\n2+2\n\n### Response:",
         "4",
+    )
+
+
+def test_the_original_alpaca_prompt_has_no_place_for_a_system_column(tmp_path):
+    row = {"instruction": "hi", "output": "yo", "system": ""}
+    path = write(tmp_path / "a.jsonl", row, row | {"system": "be a pirate"})
+    (problem,) = problems_of(path, Settings(loss_on=None, stanford=True, system_prompt=None))
+    assert told(problem) == (
+        "a.jsonl:2 error column system is filled, for which alpacaPrompt: Stanford has no place "
+        "[system-not-in-stanford] remove the column, or set dataset.alpacaPrompt: ChatTemplate"
+    )
+    assert problems_of(path) == []
+
+
+def test_message_fields_that_are_not_read_are_named_once(tmp_path):
+    user, assistant = GOOD["messages"]
+    odd = {"messages": [user | {"name": "Ann", "tool_calls": [], "id": None}, assistant]}
+    path = write(tmp_path / "train.jsonl", GOOD, odd, odd | {"id": 7})
+    found = scan([source_of(path)], SETTINGS)
+    (warning,) = verdict(found, "Fail", None)
+    assert told(warning) == (
+        "train.jsonl:2 warning messages of pvc://datasets/train.jsonl have 'name', which is not "
+        "read [ignored-message-field] remove the field, unless it holds nothing to learn from"
     )
 
 

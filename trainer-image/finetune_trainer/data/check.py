@@ -108,6 +108,8 @@ class Scan:
     """Of each valid row's content, in reading order."""
     source_rows: list[int] = field(default_factory=list)
     """Valid rows of each source."""
+    ignored: dict[tuple[str, str], Problem] = field(default_factory=dict)
+    """The first of each source's message fields that are not read, by source and name."""
 
     @property
     def valid(self) -> int:
@@ -182,7 +184,7 @@ def valid_rows(
     seen = 0
     for row in (row for file in source.files for row in rows(file)):
         if source.spec.max_rows is not None and seen >= source.spec.max_rows:
-            return
+            break
         seen += 1
         if scan:
             scan.rows += 1
@@ -206,9 +208,25 @@ def valid_rows(
         if isinstance(checked, BadRow):
             findings.add(_problem(row, checked))
         else:
+            if scan:
+                _note_ignored(scan, source, row, reader)
             yield checked
     if scan:
         scan.readers.append(reader)
+
+
+def _note_ignored(scan: Scan, source: Source, row: Row, reader: Reader) -> None:
+    if len(scan.ignored) >= MAX_LISTED:
+        return
+    for name in sorted(reader.ignored(row.value)):
+        if (source.field, name) not in scan.ignored:
+            bad = BadRow(
+                "ignored-message-field",
+                f"messages of {source.spec.uri} have {name!r:.80}, which is not read",
+                "remove the field, unless it holds nothing to learn from",
+            )
+            problem = _problem(row, bad).model_copy(update={"severity": "warning"})
+            scan.ignored[source.field, name] = problem
 
 
 def _check(row: Row, reader: Reader, settings: Settings) -> Checked | BadRow:
@@ -303,4 +321,4 @@ def verdict(result: Scan, invalid_rows: str, max_fraction: float | None) -> list
             ),
             *findings.problems(),
         )
-    return findings.problems("warning")
+    return [*findings.problems("warning"), *result.ignored.values()]

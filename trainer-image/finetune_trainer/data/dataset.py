@@ -11,7 +11,10 @@ from finetune_api.problem import Problem, Refused
 from finetune_api.resolved import Chosen, StageConfig
 from finetune_trainer.data import check
 from finetune_trainer.data.read import DataFile, locate
+from finetune_trainer.data.size import PreparedSize
 from finetune_trainer.data.ticker import Ticker
+
+Stamp = tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,10 @@ class Rows:
     validation: tuple[check.Source, ...]
     validation_scan: check.Scan | None
     warnings: tuple[Problem, ...]
+    stamps: tuple[Stamp, ...]
+    """Of each file before its rows were read."""
+    prepared_bytes: int
+    """What prepared data will take on the disk, by the text of the rows."""
 
     @property
     def files(self) -> tuple[DataFile, ...]:
@@ -30,10 +37,22 @@ class Rows:
         return tuple(file for source in (*self.train, *self.validation) for file in source.files)
 
     @property
-    def stamps(self) -> list[tuple[int, int]]:
-        """Size and time of each file, to see that none changes between two passes."""
-        found = [file.path.stat() for file in self.files]
-        return [(stat.st_size, stat.st_mtime_ns) for stat in found]
+    def changed(self) -> bool:
+        """Whether a file is no longer the one whose rows were read."""
+        return stamps_of(self.files) != self.stamps
+
+
+def stamps_of(files: Sequence[DataFile]) -> tuple[Stamp, ...]:
+    """Return size and time of each file, None for one that is gone."""
+    return tuple(map(_stamp, files))
+
+
+def _stamp(file: DataFile) -> Stamp:
+    try:
+        found = file.path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def read_dataset(config: StageConfig) -> Rows:
@@ -41,15 +60,20 @@ def read_dataset(config: StageConfig) -> Rows:
     dataset = config.job.spec.dataset
     volumes = config.mounts.volumes
     held = dataset.validation.sources if dataset.validation else None
-    train = _sources(dataset.train, volumes, "spec.dataset.train")
-    validation = _sources(held or [], volumes, "spec.dataset.validation.sources")
+    train, skipped = _sources(dataset.train, volumes, "spec.dataset.train")
+    validation, more = _sources(held or [], volumes, "spec.dataset.validation.sources")
     settings = settings_of(config.job.spec)
+    stamps = stamps_of([file for source in (*train, *validation) for file in source.files])
+    size = PreparedSize(dataset)
     with Ticker("checking") as ticker:
-        train_scan = check.scan(train, settings, lambda _: ticker.tick())
-        validation_scan = (
-            check.scan(validation, settings, lambda _: ticker.tick()) if validation else None
-        )
-    warnings = judged(config, train_scan)
+
+        def count(row: check.Checked) -> None:
+            ticker.tick()
+            size.add(row)
+
+        train_scan = check.scan(train, settings, count)
+        validation_scan = check.scan(validation, settings, count) if validation else None
+    warnings = [*skipped, *more, *judged(config, train_scan)]
     if validation_scan is not None:
         warnings += judged(config, validation_scan)
     if train_scan.duplicates > 0.1 * train_scan.valid:
@@ -63,7 +87,7 @@ def read_dataset(config: StageConfig) -> Rows:
                 severity="warning",
             )
         )
-    return Rows(train, train_scan, validation, validation_scan, tuple(warnings))
+    return Rows(train, train_scan, validation, validation_scan, tuple(warnings), stamps, size.bytes)
 
 
 def judged(config: StageConfig, scan: check.Scan) -> list[Problem]:
@@ -82,20 +106,23 @@ def settings_of(spec: JobSpec) -> check.Settings:
 
 def _sources(
     specs: Sequence[DataSource], volumes: dict[str, str], field: str
-) -> tuple[check.Source, ...]:
-    """Locate every source; files of one name are told apart by their URI."""
+) -> tuple[tuple[check.Source, ...], list[Problem]]:
+    """Locate every source; files of one name are told apart by their URI. Returns warnings too."""
     found: list[check.Source] = []
     problems: list[Problem] = []
+    warnings: list[Problem] = []
     for index, spec in enumerate(specs):
         try:
-            files = locate(spec.uri, volumes, f"{field}[{index}].uri")
-            found.append(check.Source(f"{field}[{index}]", spec, files))
+            located = locate(spec.uri, volumes, f"{field}[{index}].uri")
+            found.append(check.Source(f"{field}[{index}]", spec, located.files))
+            if located.unread:
+                warnings.append(_unread(located.unread, f"{field}[{index}].uri"))
         except Refused as refused:
             problems += refused.problems
     if problems:
         raise Refused(*problems)
     names = [file.shown for source in found for file in source.files]
-    return tuple(
+    sources = tuple(
         check.Source(
             source.field,
             source.spec,
@@ -107,6 +134,19 @@ def _sources(
             ),
         )
         for source in found
+    )
+    return sources, warnings
+
+
+def _unread(names: Sequence[str], field: str) -> Problem:
+    more = ", ..." if len(names) > check.MAX_LISTED else ""
+    listed = ", ".join(names[: check.MAX_LISTED])[:900] + more
+    return Problem(
+        code="unread-files",
+        message=f"files of the folder that are not read: {listed}",
+        fix="write them as .jsonl or .json, or these with .gz, or move them elsewhere",
+        field=field,
+        severity="warning",
     )
 
 

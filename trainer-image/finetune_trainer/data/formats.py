@@ -66,6 +66,13 @@ class Pair:
 
 Example = Conversation | Pair
 
+_REASONING = ("reasoning", "reasoning_content", "reasoning_details", "thinking")
+_UNSUPPORTED = (
+    *("tool_calls", "function_call", "tool_call_id"),
+    *("weight", "train", "train_detail", "loss", "mask"),
+)
+"""Fields of a message that change what is to be learnt."""
+
 
 class BadRow(Exception):
     """A row that does not have the shape of its format."""
@@ -86,6 +93,8 @@ class Format:
     loss_on: LossOn
     read: Callable[[dict[str, Any], bool], Example]
     """Takes the columns by our names, and whether Alpaca's original prompt is wanted."""
+    message: tuple[str, ...] = ()
+    """The fields of a message that are read, where the first column holds messages."""
 
 
 def _text(value: Any, where: str) -> str:
@@ -108,6 +117,29 @@ def _text(value: Any, where: str) -> str:
     return text
 
 
+def _filled(value: Any) -> bool:
+    """Return whether a field says something: 0 and false do, as weights and masks."""
+    return value is not None and value not in ("", [], {})
+
+
+def _refuse_fields(item: dict[str, Any], where: str, text_key: str) -> None:
+    """Raise ``BadRow`` for what a message says beside its text and would be lost."""
+    for key in _REASONING:
+        if _filled(item.get(key)):
+            raise BadRow(
+                "reasoning-not-supported",
+                f"{where} has {key}, which is not supported",
+                f"write it into {text_key} as the model does (<think>...</think>), or remove it",
+            )
+    for key in _UNSUPPORTED:
+        if _filled(item.get(key)):
+            raise BadRow(
+                "unsupported-message-field",
+                f"{where} has {key}, which is not supported",
+                "remove the field or the row",
+            )
+
+
 def _turns(
     value: Any, column: str, role_key: str, text_key: str, roles: dict[str, str]
 ) -> list[Message]:
@@ -126,15 +158,8 @@ def _turns(
                 f"{where} has no {role_key} and {text_key}",
                 f'write {{"{role_key}": ..., "{text_key}": ...}}',
             )
-        extra = sorted(
-            key for key in ("tool_calls", "function_call", "weight") if item.get(key) is not None
-        )
-        if extra:
-            raise BadRow(
-                "unsupported-message-field",
-                f"{where} has {extra[0]}, which is not supported",
-                "remove the field or the row",
-            )
+        if len(item) > 2:  # beside role and text
+            _refuse_fields(item, where, text_key)
         role = item[role_key]
         if not isinstance(role, str) or role not in roles:
             raise BadRow(
@@ -168,6 +193,12 @@ def _alpaca(row: dict[str, Any], stanford: bool) -> Example:
     output = _text(row["output"], "output")
     given = _text(row.get("input") or "", "input")
     if stanford:
+        if row.get("system"):
+            raise BadRow(
+                "system-not-in-stanford",
+                "column system is filled, for which alpacaPrompt: Stanford has no place",
+                "remove the column, or set dataset.alpacaPrompt: ChatTemplate",
+            )
         prompt = STANFORD_WITH_INPUT if given.strip() else STANFORD
         return Pair(prompt.format(instruction=instruction, input=given), output)
     question = f"{instruction}\n\n{given}" if given.strip() else instruction
@@ -177,8 +208,22 @@ def _alpaca(row: dict[str, Any], stanford: bool) -> Example:
 FORMATS = {
     form.name: form
     for form in (
-        Format("Messages", ("messages",), ("system", "tools"), "Assistant", _messages),
-        Format("ShareGPT", ("conversations",), ("system", "tools"), "Assistant", _sharegpt),
+        Format(
+            "Messages",
+            ("messages",),
+            ("system", "tools"),
+            "Assistant",
+            _messages,
+            ("role", "content"),
+        ),
+        Format(
+            "ShareGPT",
+            ("conversations",),
+            ("system", "tools"),
+            "Assistant",
+            _sharegpt,
+            ("from", "value"),
+        ),
         Format(
             "Alpaca",
             ("instruction", "output"),
@@ -224,6 +269,19 @@ class Reader:
                     "remove the column or the row",
                 )
         return self.format.read(ours, self.stanford)
+
+    def ignored(self, row: dict[str, Any]) -> set[str]:
+        """Return the fields that messages of a good row hold and that are not read."""
+        if not self.format.message:
+            return set()
+        column = self.format.required[0]
+        return {
+            key
+            for message in row[self.columns.get(column, column)]
+            if len(message) > len(self.format.message)
+            for key in message.keys() - self.format.message
+            if _filled(message[key])
+        }
 
 
 def _names(row: dict[str, Any]) -> str:

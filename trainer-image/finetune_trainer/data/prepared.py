@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,8 @@ def prepared_data(
     from finetune_trainer.model import load_tokenizer
 
     layout = Layout(Path(config.mounts.workspace))
-    stamps = rows.stamps
-    hashes = hashes_of([file.path for file in rows.files], layout.reports / "data-hashes.json")
+    with _unchanged(rows):
+        hashes = hashes_of([file.path for file in rows.files], layout.reports / "data-hashes.json")
     try:
         encoder, template_chosen = _encoder(config, rows, load_tokenizer(config))
     except Refused as refused:
@@ -74,15 +76,14 @@ def prepared_data(
                 max_validation_rows=config.job.spec.evaluation.max_rows,
             )
             with cache.staged(layout.prepared, fingerprint) as folder:
-                manifest = _build(config, rows, plan, folder, fingerprint)
-                if rows.stamps != stamps:
-                    raise Refused(_changed())
+                with _unchanged(rows):
+                    manifest = _build(config, rows, plan, folder, fingerprint)
                 cache.commit(folder, final, manifest)
     return Prepared(
         manifest,
         room,
         cached,
-        (*rows.warnings, *manifest.warnings),
+        (*rows.warnings, *_none_held_out(config.job.spec, held, manifest), *manifest.warnings),
         (*chosen, *manifest.chosen),
     )
 
@@ -91,20 +92,31 @@ def _room(config: StageConfig, rows: Rows, *, cached: bool) -> DiskReport:
     """Return the verdict on the disk; raises ``StageError`` (14) before anything is written."""
     from finetune_trainer.memory import disk
 
-    # 4 bytes a token and a token for some 3 bytes of text, with what belongs to it.
-    size = 0 if cached else int(1.5 * sum(size for size, _ in rows.stamps))
-    report = disk.verdict(config, prepared_bytes=size)
+    report = disk.verdict(config, prepared_bytes=0 if cached else rows.prepared_bytes)
     disk.require(config, report)
     return report
 
 
-def _changed() -> Problem:
-    return Problem(
+@contextmanager
+def _unchanged(rows: Rows) -> Iterator[None]:
+    """Raise ``Refused`` when a file is not the one that was checked, whatever came of that.
+
+    Rows are told apart by their number: of changed files other rows would be held out and dropped.
+    """
+    changed = Problem(
         code="data-changed",
-        message="a data file changed while it was read",
+        message="a data file changed after its rows were checked",
         fix="start again once nothing writes to it",
         field="spec.dataset.train",
     )
+    try:
+        yield
+    except Exception as error:
+        if rows.changed:
+            raise Refused(changed) from error
+        raise
+    if rows.changed:
+        raise Refused(changed)
 
 
 def _encoder(config: StageConfig, rows: Rows, tokenizer: Any) -> tuple[Encoder, tuple[Chosen, ...]]:
@@ -296,6 +308,27 @@ def _not_proved(proof: Proof) -> Problem:
         message=f"packing is not safe for this model: {proof.reason}"[:1024],
         fix="set dataset.packing: false",
         field="spec.dataset.packing",
+    )
+
+
+def _none_held_out(
+    spec: JobSpec, held: split.Held, manifest: cache.PreparedManifest
+) -> tuple[Problem, ...]:
+    """Return a warning when rows were to be held out, or were named, and none is there."""
+    asked = spec.dataset.validation
+    if manifest.validation is not None or (asked is None and not held.rows):
+        return ()
+    why = f"of {manifest.train.rows:,} rows none is held out; copies of a row stay together"
+    if asked is not None and asked.sources:
+        why = "no row of dataset.validation.sources can be used"
+    return (
+        Problem(
+            code="nothing-held-out",
+            message=f"nothing to evaluate with: {why}",
+            fix="raise dataset.validation.fraction, or name more rows in dataset.validation.sources",
+            field="spec.dataset.validation",
+            severity="warning",
+        ),
     )
 
 

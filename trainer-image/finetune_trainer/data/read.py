@@ -6,6 +6,7 @@ import codecs
 import difflib
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from finetune_api.problem import Problem, Refused
 from finetune_api.source import parse_uri
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
+_UNREAD = (
+    *(".parquet", ".arrow", ".feather", ".csv", ".tsv", ".xlsx"),
+    *(".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".tar", ".tgz", ".7z"),
+)
+"""Names that hold rows more often than not; .txt and .md are left out: notes have such names."""
 MAX_ROW_BYTES = 64 * 1024 * 1024
 _CHUNK = 1 << 20
 _BOM = codecs.BOM_UTF8
@@ -31,6 +37,15 @@ class DataFile:
 
 
 @dataclass(frozen=True)
+class Located:
+    """What a source names on disk."""
+
+    files: tuple[DataFile, ...]
+    unread: tuple[str, ...] = ()
+    """Names in its folder that look like data and are not read."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One JSON value and where it stands; ``problem`` is set where it could not be read."""
 
@@ -42,7 +57,7 @@ class Row:
     """Nothing of the file can be read after this problem."""
 
 
-def locate(uri: str, volumes: dict[str, str], field: str) -> tuple[DataFile, ...]:
+def locate(uri: str, volumes: dict[str, str], field: str) -> Located:
     """Return the data files of a source, folders in sorted order.
 
     Raises ``Refused`` when there is none, with what lies nearby.
@@ -66,15 +81,15 @@ def locate(uri: str, volumes: dict[str, str], field: str) -> tuple[DataFile, ...
     root = Path(volumes[source.name])
     path = root / source.path if source.path else root
     if path.is_dir():
-        files = _files_below(path)
-        if not files:
+        found = _below(path)
+        if not found.files:
             raise _refused(
                 "no-data-files",
                 f"{uri} holds no data file{_listing(path)}",
                 "files must end in .jsonl or .json, or these with .gz",
                 field,
             )
-        return tuple(DataFile(file, file.relative_to(path).as_posix()) for file in files)
+        return found
     if not path.exists():
         raise _missing(uri, root, path, field)
     if not path.name.lower().endswith(SUFFIXES):
@@ -84,21 +99,39 @@ def locate(uri: str, volumes: dict[str, str], field: str) -> tuple[DataFile, ...
             "files must end in .jsonl or .json, or these with .gz",
             field,
         )
-    return (DataFile(path, path.name),)
+    return Located((DataFile(path, path.name),))
 
 
 def _refused(code: str, message: str, fix: str, field: str) -> Refused:
     return Refused(Problem(code=code, message=message, fix=fix, field=field))
 
 
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.name.lower().endswith(SUFFIXES)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+def _below(folder: Path) -> Located:
+    files, unread = [], []
+    for path in sorted(_walked(folder)):
+        shown = path.relative_to(folder).as_posix()
+        readable = path.name.lower().endswith(SUFFIXES)
+        if readable and path.is_file():
+            files.append(DataFile(path, shown))
+        elif readable or path.name.lower().endswith(_UNREAD):
+            unread.append(shown)
+    return Located(tuple(files), tuple(unread))
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    """Yield all but hidden files below a folder; links are followed, no folder is read twice."""
+    seen: set[tuple[int, int]] = set()
+    tops = [folder]
+    for top in tops:  # linked folders come last, so that a real one keeps its name
+        for here, folders, names in os.walk(top):
+            stat = Path(here).stat()
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if (stat.st_dev, stat.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            tops += [path for name in folders if (path := Path(here, name)).is_symlink()]
+            yield from (Path(here, name) for name in names if not name.startswith("."))
 
 
 def _listing(folder: Path) -> str:
@@ -246,6 +279,11 @@ def _array_rows(file: DataFile, handle: IO[bytes]) -> Iterator[Row]:
                 message = "not valid JSON: expecting ',' between two rows"
                 yield _bad(file, text.line, "invalid-json", message, "add the comma", end=True)
                 return
+        text.advance(1)  # the closing bracket
+        if text.skip_space():
+            message = "not valid JSON: something follows the closing ]"
+            fix = "make it one array, or write one row a line without brackets"
+            yield _bad(file, text.line, "invalid-json", message, fix, end=True)
     except UnicodeDecodeError as error:
         yield _not_utf8(file, text.line, error.start + 1, end=True)
     except _TooLong:
