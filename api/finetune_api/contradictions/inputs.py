@@ -52,6 +52,15 @@ ROWS: tuple[Rule, ...] = (
         good={"dataset.invalidRows": "Fail"},
     ),
     Rule(
+        code="stanford-without-system-prompt",
+        field="dataset.systemPrompt",
+        when=All(Has("dataset.systemPrompt"), Eq("dataset.alpacaPrompt", "Stanford")),
+        message="alpacaPrompt: Stanford has no place for a systemPrompt",
+        fix="leave systemPrompt out, or set alpacaPrompt: ChatTemplate",
+        bad={"dataset.systemPrompt": "Be brief.", "dataset.alpacaPrompt": "Stanford"},
+        good={"dataset.systemPrompt": "Be brief.", "dataset.alpacaPrompt": "ChatTemplate"},
+    ),
+    Rule(
         code="config-overrides-need-from-config",
         field="model.configOverrides",
         when=All(Has("model.configOverrides"), Not(Eq("model.initialization", "FromConfig"))),
