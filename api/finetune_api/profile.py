@@ -48,9 +48,11 @@ class Allow(Document):
     namespace_selector: LabelSelector | None = None
     """Absent: every namespace."""
     uris: Annotated[list[Glob], Field(max_length=256)] | None = None
-    """Models, adapters, tokenizers, data and outputs, such as ``hf://Qwen/*``."""
+    """Models, adapters, tokenizers, data, outputs and claims of workspaces (``pvc://claim/``), such
+    as ``hf://Qwen/*``."""
     endpoints: Annotated[list[Glob], Field(max_length=64)] | None = None
-    """Mirrors of the hub that a job may name."""
+    """Mirrors of the hub that a job may name. Absent, and uris or secrets are limited: none but the
+    one in ``defaults``, because a mirror decides what ``hf://`` means and is sent the token."""
     secrets: Annotated[list[Glob], Field(max_length=64)] | None = None
     """Names of secrets in the job's namespace."""
     methods: Annotated[list[MethodName], Field(max_length=16)] | None = None

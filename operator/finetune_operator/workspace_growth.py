@@ -40,6 +40,8 @@ def wanted(body: Mapping[str, Any], claim: Mapping[str, Any] | None) -> str | No
     Only a claim with our label, and one that is bound: others cannot be resized yet.
     """
     size = look(body, "spec", "workspace", "size")
+    if isinstance(size, int) and not isinstance(size, bool):
+        size = str(size)
     if not isinstance(size, str) or look(body, "spec", "workspace", "claimName") is not None:
         return None
     if (

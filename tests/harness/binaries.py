@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GO = Path(__file__).parent / "go"
+_WANTED = re.compile(r"(?m)^go (\d+\.\d+\.\d+)$")
 ETCD = "etcd"
 API_SERVER = "kube-apiserver"
 KUBECTL = "kubectl"
@@ -75,7 +76,7 @@ def folder_of(module: str, cache: Path | None = None) -> Path:
     digest = hashlib.sha256()
     for path in sorted(one for one in (GO / module).rglob("*") if one.is_file()):
         digest.update(path.read_bytes())
-    digest.update(_go_version().encode())
+    digest.update(go_version().encode())
     return (cache or cache_folder()) / f"{module}-{digest.hexdigest()[:16]}"
 
 
@@ -100,15 +101,32 @@ def binary(name: str, cache: Path | None = None) -> Path:
 
 
 @functools.cache
-def _go_version() -> str:
+def go_version() -> str:
+    """Return what Go says of itself; raises RuntimeError where it is not there, or too old."""
+    wanted = max(
+        tuple(map(int, match[1].split("."))) for match in map(_WANTED.search, _modules()) if match
+    )
+    text = ".".join(map(str, wanted))
     if not shutil.which("go"):
         raise RuntimeError(
-            "the tests need etcd and kube-apiserver: install Go 1.25 or newer, or point "
-            "KUBEBUILDER_ASSETS to a folder that holds them"
+            f"the components of Kubernetes are built from source: install Go {text} or newer, or"
+            " point KUBEBUILDER_ASSETS to a folder that holds them"
         )
-    return subprocess.run(
-        ["go", "env", "GOVERSION", "GOOS", "GOARCH"], capture_output=True, text=True, check=True
-    ).stdout
+    said = subprocess.run(
+        ["go", "env", "GOVERSION", "GOOS", "GOARCH", "GOTOOLCHAIN"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    has = re.match(r"go(\d+)\.(\d+)(?:\.(\d+))?", said[0])
+    # Another setting lets Go fetch the version that a module asks for.
+    if has and said[3:] == ["local"] and tuple(int(part or 0) for part in has.groups()) < wanted:
+        raise RuntimeError(f"Go {text} or newer is needed, and this is {said[0]}")
+    return "\n".join(said[:3]) + "\n"
+
+
+def _modules() -> list[str]:
+    return [path.read_text() for path in sorted(GO.glob("*/go.mod"))]
 
 
 def _flags(module: str) -> str:

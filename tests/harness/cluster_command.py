@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_cli.run.processes import boot_id, start_ticks
 from harness import machine
 from harness.access import Access
 from harness.binaries import (
@@ -34,11 +35,12 @@ from harness.binaries import (
     SCHEDULER,
     TRAINING_OPERATOR,
     binary,
+    go_version,
 )
 from harness.certificates import Pair
 from harness.cluster import Cluster, cache, clear, cluster, running
 from harness.commands import run
-from harness.control_plane import Api
+from harness.control_plane import Api, ApiError
 
 ROOT = Path(__file__).resolve().parents[2]
 TEAM = "team-a"
@@ -75,7 +77,7 @@ def command(words: list[str]) -> int:
     verb = parser.parse_args(words).verb
     try:
         {"up": up, "down": down, "serve": serve}[verb]()
-    except RuntimeError as error:
+    except (RuntimeError, ApiError, OSError, subprocess.SubprocessError) as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -87,10 +89,11 @@ def up() -> None:
     """Bring up the cluster, install the operator, and say what to type next."""
     began = time.monotonic()
     if (standing := _standing()) is not None:
-        raise RuntimeError(
-            f"it runs already (process {standing.pid}): export KUBECONFIG={_kubeconfig()}, "
-            "or stop it with make cluster-down"
-        )
+        how = f"export KUBECONFIG={_kubeconfig()}, or stop it with make cluster-down"
+        if not _kubeconfig().is_file():
+            how = "its operator was not installed to the end; make cluster-down, then make cluster"
+        raise RuntimeError(f"it runs already (process {standing.pid}): {how}")
+    _kubeconfig().unlink(missing_ok=True)
     _packages()
     with _step("binaries of Kubernetes"):
         for name in _BINARIES:
@@ -123,13 +126,11 @@ def down() -> None:
     standing, found = _standing(), running()
     if standing is not None:
         os.kill(standing.pid, signal.SIGTERM)
-        while _alive(standing.pid):
+        while _standing() is not None:
             time.sleep(0.1)
             if time.monotonic() - began > 120:
                 raise RuntimeError(f"process {standing.pid} does not end; see {_log()}")
-    elif found is not None and _alive(found.pid):
-        raise RuntimeError(f"the cluster that runs is process {found.pid}'s and ends with it")
-    clear()
+    clear()  # refuses where another process holds a cluster
     for path in (_kubeconfig(), _ready()):
         path.unlink(missing_ok=True)
     shutil.rmtree(cache() / "bin", ignore_errors=True)
@@ -160,7 +161,8 @@ def _end(number: int, frame: Any) -> None:
 
 
 def _packages() -> None:
-    if os.geteuid() == 0 and (missing := machine.missing_packages()):
+    go_version()  # asked for first: what follows takes minutes
+    if os.geteuid() == 0 and (missing := machine.missing_packages(images=True)):
         with _step(f"packages {' '.join(missing)}"):
             run("apt-get", "update", "--quiet", timeout=600)
             quiet = ["env", "DEBIAN_FRONTEND=noninteractive"]
@@ -204,6 +206,8 @@ def _start() -> Standing:
 def _write_down(c: Cluster) -> None:
     facts = {
         "pid": os.getpid(),
+        "boot": boot_id(),
+        "start": start_ticks(os.getpid()),
         "folder": str(c.folder),
         "kubeconfig": str(c.kubeconfig),
         "port": c.api.port,
@@ -220,7 +224,8 @@ def _standing() -> Standing | None:
         facts = json.loads(_ready().read_text())
     except (OSError, ValueError):
         return None
-    if not _alive(facts["pid"]):
+    # A process id is given out again, after a boot and before.
+    if (facts.get("boot"), facts.get("start")) != (boot_id(), start_ticks(facts["pid"])):
         return None
     certificate, key = map(Path, facts["identity"])
     api = Api(facts["port"], Path(facts["authority"]), Pair(certificate, key))
@@ -263,13 +268,6 @@ def _ready() -> Path:
 
 def _log() -> Path:
     return cache() / "cluster.log"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @contextmanager

@@ -57,9 +57,14 @@ RECORD = "machine.json"
 """In a cluster's folder: how the machine was before."""
 
 
-def missing_packages() -> list[str]:
-    """Return the Debian packages that a node needs and that are not installed."""
-    commands = (package for name, package in _PACKAGES.items() if not shutil.which(name, path=PATH))
+_BUILDERS = {"buildah": "buildah", "debootstrap": "debootstrap"}
+"""What building the images needs beside."""
+
+
+def missing_packages(*, images: bool = False) -> list[str]:
+    """Return the Debian packages that a node (and the ``images``) needs and that are not there."""
+    programs = {**_PACKAGES, **(_BUILDERS if images else {})}
+    commands = (package for name, package in programs.items() if not shutil.which(name, path=PATH))
     files = (package for path, package in _FILES.items() if not Path(path).exists())
     return sorted({*commands, *files})
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import subprocess
 import tarfile
 
 import pytest
 
-from harness import containerd, machine, network, scratch_images
+from finetune_cli.run.processes import boot_id, start_ticks
+from harness import cluster_command, containerd, machine, network, scratch_images
 
 
 @pytest.fixture
@@ -58,6 +60,8 @@ def test_packages_are_missed_by_what_they_bring(monkeypatch, tmp_path):
     for command in ("containerd", "ctr", "iptables", "ip", "openssl", "mount"):
         (tmp_path / command).touch(mode=0o755)
     assert machine.missing_packages() == ["conntrack", "network-plugins", "runc"]
+    both = ["buildah", "conntrack", "debootstrap", "network-plugins", "runc"]
+    assert machine.missing_packages(images=True) == both
 
 
 def test_other_tags_of_what_is_wanted_are_outdated():
@@ -115,3 +119,27 @@ def test_an_image_of_one_program_holds_it(tmp_path):
     facts = json.loads(configuration)
     assert facts["rootfs"]["diff_ids"] == [f"sha256:{hashlib.sha256(layer).hexdigest()}"]
     assert facts["config"]["Cmd"] == ["/one"]
+
+
+@pytest.mark.parametrize("known", ["its start", "nothing", "another boot"])
+def test_a_process_that_has_the_id_of_a_killed_cluster_is_left_alone(monkeypatch, tmp_path, known):
+    """The cluster's own process is known by when it began, and by the boot in which it did."""
+    monkeypatch.setattr(cluster_command, "cache", lambda: tmp_path)
+    monkeypatch.setattr(cluster_command, "clear", lambda: None)
+    monkeypatch.setattr(cluster_command, "running", lambda: None)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        facts = {"pid": process.pid, "port": 1, "authority": "a", "kubeconfig": "k", "folder": "f"}
+        facts |= {"identity": ["c", "k"], "boot": boot_id(), "start": start_ticks(process.pid)}
+        if known == "nothing":
+            del facts["boot"], facts["start"]
+        if known == "another boot":
+            facts["boot"] = "0"
+        (tmp_path / "standing.json").write_text(json.dumps(facts))
+        if known == "its start":
+            with pytest.raises(RuntimeError, match=f"it runs already .process {process.pid}.: its"):
+                cluster_command.up()
+            process.terminate()
+        else:
+            cluster_command.down()
+            assert process.poll() is None
+            process.terminate()

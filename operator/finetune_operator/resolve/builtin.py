@@ -105,6 +105,27 @@ def fill(merged: Merged) -> tuple[Merged, tuple[Chosen, ...]]:
     return merged, tuple(chosen)
 
 
+COMPARED: tuple[tuple[Path, Any], ...] = (
+    (("resources", "accelerator", "device"), "cuda"),
+    (("resources", "accelerator", "perNode"), 1),
+    (("dataset", "invalidRows"), "Fail"),
+)
+"""Defaults of the object with which rules compare what was written."""
+
+
+def compared(data: Any) -> Any:
+    """Return merged data as rules see it: a default that they compare with is as good as written.
+
+    The API server's copy of a rule goes by what is written alone, because a profile may fill in
+    the rest.
+    """
+    merged = Merged(data=data)
+    for path, value in COMPARED:
+        if isinstance(look(data, path[0]), dict) and look(data, *path) is None:
+            merged = merged.filled(path, value) if _open(data, path) else merged
+    return merged.data
+
+
 def _open(data: Any, path: Path) -> bool:
     """Tell whether a value can be put at a path: what is around it is a section or absent."""
     return all(

@@ -94,10 +94,14 @@ def not_allowed(spec: JobSpec, labels: Mapping[str, str], profile: Profile) -> l
             if not any(glob_matches(glob, text) for glob in globs)
         )
 
-    endpoint = spec.model.endpoint
+    endpoint, claim = spec.model.endpoint, spec.workspace.claim_name
     priority = resources.priority_class_name
     check(uris(spec), allow.uris, "uris")
-    check([("spec.model.endpoint", endpoint)] if endpoint else [], allow.endpoints, "endpoints")
+    if claim != look(profile.spec.defaults, "workspace", "claimName"):
+        # Its pods write there, and the kubelet may change the group of everything in it.
+        folder = f"pvc://{claim}/"
+        check([("spec.workspace.claimName", folder)] if claim else [], allow.uris, "uris")
+    check([("spec.model.endpoint", endpoint)] if endpoint else [], _endpoints(profile), "endpoints")
     check(secrets(spec), allow.secrets, "secrets")
     priorities = [("spec.resources.priorityClassName", priority)] if priority else []
     priorities += _labelled(labels, LABEL_PRIORITY)
@@ -134,6 +138,19 @@ def not_allowed(spec: JobSpec, labels: Mapping[str, str], profile: Profile) -> l
             if not any(_tolerated(item, one) for one in allow.tolerations)
         ]
     return found
+
+
+def _endpoints(profile: Profile) -> list[str] | None:
+    """Return the mirrors of the hub that jobs may name; None: any.
+
+    Whoever names a mirror decides what ``hf://`` means and who is sent the token, so that limits on
+    either hold only where mirrors are limited too.
+    """
+    allow = profile.spec.allow
+    if allow.endpoints is not None or (allow.uris is None and allow.secrets is None):
+        return allow.endpoints
+    own = look(profile.spec.defaults, "model", "endpoint")
+    return [own] if isinstance(own, str) else []
 
 
 def _labelled(labels: Mapping[str, str], label: str) -> list[tuple[str, str]]:

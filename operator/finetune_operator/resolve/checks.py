@@ -13,6 +13,8 @@ from finetune_operator.resolve.builtin import world_size
 from finetune_operator.resolve.paths import look
 from finetune_operator.resolve.wording import cut, quoted, read
 
+_STAGES = ("-prepare", "-publish")
+"""The second preparation of job x is x-prepare-2, and so would be the second attempt of x-prepare."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -58,6 +60,15 @@ def name_problems(name: Any) -> list[Problem]:
                     "for the names of its pods"
                 ),
                 fix=f"shorten it: {name[:MAX_JOB_NAME].rstrip('-')}",
+            )
+        ]
+    if name.endswith(_STAGES):
+        return [
+            Problem(
+                code="invalid-name",
+                field="metadata.name",
+                message=f"metadata.name {quoted(name)} ends as the names of other jobs' pods do",
+                fix=f"end it otherwise than with {' or '.join(_STAGES)}",
             )
         ]
     return []

@@ -51,6 +51,36 @@ NOT_ALLOWED: dict[str, tuple[dict[str, Any], dict[str, Any], list[tuple[str, str
             )
         ],
     ),
+    "workspace": (
+        {"uris": ["hf://*", "pvc://datasets/*"]},
+        {"workspace": {"claimName": "payroll"}},
+        [
+            (
+                "spec.workspace.claimName",
+                'spec.workspace.claimName "pvc://payroll/" is not allowed by profile shared '
+                "(allow.uris: hf://*, pvc://datasets/*)",
+                f"use one of hf://*, pvc://datasets/*, {ASK}",
+            )
+        ],
+    ),
+    "no mirror where secrets are limited": (
+        {"secrets": ["finetune-*"]},
+        {
+            "model": {
+                "uri": "hf://a/b",
+                "endpoint": "https://hub.example",
+                "tokenSecretRef": {"name": "finetune-hf"},
+            }
+        },
+        [
+            (
+                "spec.model.endpoint",
+                'spec.model.endpoint "https://hub.example" is not allowed by profile shared '
+                "(allow.endpoints: nothing)",
+                f"remove it, {ASK}",
+            )
+        ],
+    ),
     "secrets": (
         {"secrets": ["finetune-*"]},
         {"model": {"uri": "hf://a/b", "tokenSecretRef": {"name": "admin"}}},
@@ -125,6 +155,17 @@ def test_not_allowed(case: str) -> None:
     allow, change, expected = NOT_ALLOWED[case]
     found = refused(job(change), [profile({"allow": allow})])
     assert found == [(field, "not-allowed", message, fix) for field, message, fix in expected]
+
+
+def test_what_the_profile_itself_fills_in_is_allowed() -> None:
+    defaults = {
+        "workspace": {"claimName": "shared"},
+        "model": {"endpoint": "https://hub.example"},
+    }
+    spec = {"allow": {"uris": ["hf://*", "pvc://datasets/*"]}, "defaults": defaults}
+    found = resolve(job({"model": {"uri": "hf://a/b"}}), [profile(spec)]).spec
+    assert found.workspace.claim_name == "shared"
+    assert found.model.endpoint == "https://hub.example"
 
 
 def test_queues_are_read_off_the_labels() -> None:

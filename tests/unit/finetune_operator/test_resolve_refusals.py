@@ -325,6 +325,7 @@ def test_an_empty_spec() -> None:
             "invalid-name",
             "use lower case letters, digits and '-', and begin with a letter: b",
         ),
+        ("bot-prepare", "invalid-name", "end it otherwise than with -prepare or -publish"),
         ("a" * 39 + "-b", "name-too-long", "shorten it: " + "a" * 39),
         (5, "wrong-type", "write the name in quotes"),
     ],
@@ -393,3 +394,28 @@ def test_a_problem_is_a_problem() -> None:
 def test_every_rule_is_held(rule: Rule) -> None:
     assert rule.code in [code for _, code, _, _ in refused(job(specimen(rule.bad)))]
     assert resolve(job(specimen(rule.good))).name == "bot"
+
+
+@pytest.mark.parametrize(
+    ("change", "codes"),
+    [
+        ({"resources": {"processesPerNode": 8}}, ["more-processes-than-accelerators"]),
+        (
+            {"resources": {"processesPerNode": 8, "accelerator": {"perNode": 4}}},
+            ["more-processes-than-accelerators"],
+        ),
+        (
+            {"resources": {"accelerator": {"perNode": 0}}},
+            ["accelerator-needed", "more-processes-than-accelerators"],
+        ),
+        ({"dataset": {"maxInvalidFraction": 0.5}}, ["limit-needs-drop"]),
+    ],
+)
+def test_what_a_default_makes_impossible_is_as_if_it_were_written(
+    change: dict[str, Any], codes: list[str]
+) -> None:
+    """Written out with device: cuda, perNode: 1 or invalidRows: Fail each is refused."""
+    whole = {**change}
+    if "dataset" in change:
+        whole["dataset"] = {"train": [{"uri": "pvc://datasets/train.jsonl"}], **change["dataset"]}
+    assert [code for _, code, _, _ in refused(job(whole))] == codes

@@ -51,7 +51,13 @@ def message(looks):
 
 @pytest.mark.parametrize(
     ("size", "patches", "left"),
-    [("20Gi", 1, "20Gi"), ("20480Mi", 1, "20480Mi"), ("10240Mi", 0, "10Gi"), ("5Gi", 0, "10Gi")],
+    [
+        ("20Gi", 1, "20Gi"),
+        ("20480Mi", 1, "20480Mi"),
+        (21474836480, 1, "21474836480"),
+        ("10240Mi", 0, "10Gi"),
+        ("5Gi", 0, "10Gi"),
+    ],
 )
 def test_upwards_only(size, patches, left):
     looks = running()
