@@ -13,7 +13,9 @@ from pydantic import Field
 from finetune_api import SCHEMA_VERSION
 from finetune_api.document import Digest, Document, digest_of
 
-Step = Annotated[int, Field(ge=0)]
+EXACT = 2**53
+"""Up to it every reader of JSON has the same whole numbers; the API server takes little more."""
+Step = Annotated[int, Field(ge=0, le=EXACT)]
 
 
 class CheckpointRef(Document):
@@ -26,7 +28,7 @@ class CheckpointRef(Document):
     """Of the manifest."""
     time: Annotated[str, Field(max_length=64)] = ""
     """When it was committed, RFC 3339."""
-    world_size: Annotated[int, Field(ge=1)] = 1
+    world_size: Annotated[int, Field(ge=1, le=EXACT)] = 1
 
 
 class Claim(Document):

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api import SCHEMA_VERSION
-from finetune_api.checkpoint import CheckpointRef, FileEntry, Rejected
+from finetune_api.checkpoint import EXACT, CheckpointRef, FileEntry, Rejected
 from finetune_api.document import Digest, Document
 from finetune_api.problem import Problem
 from finetune_api.resolved import Choices, Stage
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=EXACT)]
 Seconds = Annotated[float, Field(ge=0)]
 Verdict = Literal["Fits", "DoesNotFit", "Unknown"]
 

@@ -145,6 +145,8 @@ def _union(node: Mapping[str, Any], definitions: Mapping[str, Any], path: str) -
         if part["type"] == "string" and "maxLength" not in part:
             raise ValueError(f"{path}: a string needs a bound")
         kinds.add("number" if part["type"] == "integer" else part["type"])
+        if "items" in walked:  # else an item could be anything, of any depth
+            found["items"] = walked["items"]
         found.update(
             {k: v for k, v in walked.items() if k in _KEPT and k not in {"type", "description"}}
         )

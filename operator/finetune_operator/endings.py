@@ -109,7 +109,7 @@ def report_of(pod: Mapping[str, Any], text: Any) -> TerminationReport | None:
     if not isinstance(text, str) or not 0 < len(text) <= REPORT_LIMIT:
         return None
     try:
-        data = _harmless(json.loads(text))
+        data = harmless(json.loads(text))
         if not isinstance(data, dict) or data.get("schemaVersion", 0) > SCHEMA_VERSION:
             return None
         report = TerminationReport.model_validate(data)
@@ -125,14 +125,17 @@ def report_of(pod: Mapping[str, Any], text: Any) -> TerminationReport | None:
     return report
 
 
-def _harmless(data: Any) -> Any:
-    """Return JSON data without control characters; raises ``ValueError`` for absurd numbers."""
+def harmless(data: Any) -> Any:
+    """Return JSON data out of a pod without control characters.
+
+    Raises ``ValueError`` for absurd numbers: with one of them no status could be written any more.
+    """
     if isinstance(data, str):
         return _CONTROL.sub(" ", data)
     if isinstance(data, dict):
-        return {key: _harmless(value) for key, value in data.items()}
+        return {key: harmless(value) for key, value in data.items()}
     if isinstance(data, list):
-        return [_harmless(value) for value in data]
+        return [harmless(value) for value in data]
     if isinstance(data, int | float) and not -_LARGEST < data < _LARGEST:
         raise ValueError("a number that no report holds")
     return data

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from finetune_api.names import PROGRESS_PORT
 from finetune_api.reports import Progress
 from finetune_operator import metrics
+from finetune_operator.endings import harmless
 from finetune_operator.queue import Key
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def accepted(body: bytes, source: Source, before: Progress | None) -> Progress |
     if len(body) > LIMIT:
         return None
     try:
-        found = Progress.model_validate(json.loads(body))
+        found = Progress.model_validate(harmless(json.loads(body)))
     except (ValueError, ValidationError, RecursionError):
         return None
     if found.job_uid != source.job_uid or found.attempt != source.attempt:
@@ -131,6 +132,10 @@ class Puller:
         """Drop what is known of a job that is gone, or that has ended."""
         self._known.pop(job_uid, None)
         self._drop(job_uid)
+
+    def disbelieve(self, job_uid: str) -> None:
+        """Drop what is known of a job, and go on asking at the same pace."""
+        self._known.pop(job_uid, None)
 
     def _drop(self, job_uid: str) -> None:
         self._asked.pop(job_uid, None)

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api.reports import Progress
+from finetune_operator.endings import harmless
 from finetune_operator.kube import Forbidden, Kube, KubeError
 from finetune_operator.progress import LIMIT, Source
 
@@ -50,7 +51,7 @@ def newest(text: bytes, source: Source, before: Progress | None) -> Progress | N
 
 def _of_line(line: bytes, source: Source, before: Progress | None) -> Progress | None:
     try:
-        said = json.loads(line)
+        said = harmless(json.loads(line))
     except (ValueError, RecursionError):
         return None
     if not isinstance(said, dict) or said.get("event") != "progress":

@@ -316,10 +316,10 @@ def _summary(s: Situation, dated: tuple[Condition, ...], progress: JobProgress |
     now, spec = phase(s), s.job.spec
     done, loss, eta = "", "", ""
     if progress is not None and progress.total_steps:
-        done = f"{100 * progress.step // progress.total_steps}%"
+        done = f"{min(100, 100 * progress.step // progress.total_steps)}%"
         loss = f"{progress.loss:.3f}"[:32] if progress.loss is not None else ""
         if now == "Running" and progress.eta_seconds is not None:
-            eta = format_duration(progress.eta_seconds)
+            eta = format_duration(progress.eta_seconds)[:32]
     if s.ledger.trained:
         done = "100%"  # whatever was heard last, and where training was stopped early too
     child, gpus = s.alive, None

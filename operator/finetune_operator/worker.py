@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -21,6 +21,7 @@ from finetune_operator.kube import (
     FINETUNE_JOBS,
     Conflict,
     Forbidden,
+    Invalid,
     Kube,
     KubeError,
     Object,
@@ -88,12 +89,30 @@ class Worker:
         """Remember of claims only what was refused lately."""
         self.growth, self.folders = Growth(self.kube), Folders(self.kube)
 
+    @property
+    def met(self) -> Set[Key]:
+        """Jobs that something is remembered of."""
+        return self._uids.keys()
+
     async def look(self, key: Key) -> float | None:
         """Look at a job once; returns the seconds until the next look, None: when something happens.
 
         Raises ``KubeError`` where the API server did not do what it was asked. Nothing is lost by
         that: the next look begins anew.
         """
+        try:
+            return await self._look_once(key)
+        except (ValidationError, Invalid):
+            uid = self._uids.get(key, "")
+            if self.puller.known(uid) is None:
+                raise
+            # What a pod says of its progress is for people alone: nothing may fail for its sake.
+            log.warning("a look failed; it is made again without the job's progress", exc_info=True)
+            self.puller.disbelieve(uid)
+            return await self._look_once(key)
+
+    async def _look_once(self, key: Key) -> float | None:
+        """Look at a job as it is known, or where that is not enough as it is now."""
         known = self.known.get(key)
         if known is not None:
             try:
@@ -140,6 +159,9 @@ class Worker:
         except Forbidden as error:
             reason = "QuotaExceeded" if error.for_quota else "RightMissing"
             await self._refuse(key, body, status, reason, str(error))
+            return self.unreachable_seconds
+        except Invalid as error:
+            await self._refuse(key, body, status, "CreationRefused", error.message)
             return self.unreachable_seconds
         except Lost as lost:
             await self._refuse(key, body, status, "ResolvedJobLost", str(lost))

@@ -6,6 +6,7 @@ Whoever finds the mistake says it, and nothing that could become a pod is ever c
 import importlib.util
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,32 @@ def test_refused_by_the_profile(audited, small, case):
     spec = {"profileRef": {"name": "small"}, **change}
     audited.api.create(JOBS.format(namespace=TEAM), _job("bot", **spec))
     assert audited.refused() == (reason, message)
+    assert audited.became() == []
+
+
+@pytest.fixture
+def reads_deep():
+    """Let Python read objects of 10,000 levels here too."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(30_000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+def test_an_object_that_is_nested_deep_is_read(audited, reads_deep):
+    """What the API server keeps of who wrote which field may be nested as deep as it reads at all.
+
+    It stands in every list and watch that the operator reads.
+    """
+    del reads_deep
+    deep = '{"f:a":' * 9_000 + "{}" + "}" * 9_000
+    fields = {"manager": "m", "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": "deep"}
+    job = _job("bot", profileRef={"name": "none"})
+    job["metadata"]["managedFields"] = [{**fields, "apiVersion": "finetune.dev/v1alpha1"}]
+    path = JOBS.format(namespace=TEAM)
+    audited.api.create(path, json.dumps(job).replace('"deep"', deep).encode())
+    assert json.dumps(audited.api.get(f"{path}/bot")).count("f:a") == 9_000
+    assert audited.refused()[0] == "ProfileNotFound"
     assert audited.became() == []
 
 

@@ -167,6 +167,12 @@ def test_everything_that_can_be_said_is_kept(api):
         ({"method": {"lora": {"r": 0}}}, "spec.method.lora.r"),
         ({"method": {"lora": {"dropout": 1}}}, "spec.method.lora.dropout"),
         ({"method": {"full": None}}, "[method-exactly-one]"),
+        (
+            {"method": {"lora": {"targetModules": [["q_proj"]]}}},
+            "spec.method.lora.targetModules[0]",
+        ),
+        ({"method": {"lora": {"excludeModules": [{"a": None}]}}}, "lora.excludeModules[0]"),
+        ({"method": {"lora": {"targetModules": [None]}}}, "spec.method.lora.targetModules[0]"),
         ({"model": {}}, "spec.model.uri"),
         ({"model": {"uri": "Qwen/Qwen2.5"}}, "spec.model.uri"),
         ({"dataset": {"train": []}}, "spec.dataset.train"),

@@ -29,7 +29,7 @@ class DataSource(Document):
     uri: Uri
     format: Format | None = None
     """Absent: read off the columns of the first row, and said."""
-    columns: Annotated[dict[str, Word], Field(max_length=16)] | None = None
+    columns: Annotated[dict[Word, Word], Field(max_length=16)] | None = None
     """Our name of a column to the name in the file: ``{messages: conversations}``."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Passes over this source in one epoch."""

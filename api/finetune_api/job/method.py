@@ -10,7 +10,8 @@ from finetune_api.document import Document, Word
 
 Rank = Annotated[int, Field(ge=1, le=8192)]
 Modules = Annotated[list[Word], Field(min_length=1, max_length=256)]
-TargetModules = Annotated[str, StringConstraints(min_length=1, max_length=1024)] | Modules
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+TargetModules = Pattern | Modules
 """A list of module names, ``all-linear``, or a regular expression over full names."""
 VirtualTokens = Annotated[int, Field(ge=1, le=4096)]
 
@@ -46,9 +47,10 @@ class Lora(Document):
         | None
     ) = None
     layers_pattern: Modules | None = None
-    rank_pattern: Annotated[dict[str, Rank], Field(max_length=64)] | None = None
+    rank_pattern: Annotated[dict[Pattern, Rank], Field(max_length=64)] | None = None
     alpha_pattern: (
-        Annotated[dict[str, Annotated[float, Field(gt=0, le=65536)]], Field(max_length=64)] | None
+        Annotated[dict[Pattern, Annotated[float, Field(gt=0, le=65536)]], Field(max_length=64)]
+        | None
     ) = None
     trainable_token_indices: (
         Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1024)] | None

@@ -44,7 +44,7 @@ class ModelSource(Document):
     """An adapter to start from, merged into the base before training."""
     initialization: Literal["Pretrained", "FromConfig"] = "Pretrained"
     """FromConfig: random weights of the model's config, for pretraining from scratch."""
-    config_overrides: Annotated[dict[str, Scalar], Field(max_length=32)] | None = None
+    config_overrides: Annotated[dict[Word, Scalar], Field(max_length=32)] | None = None
     """Values of the model's config to replace, with FromConfig."""
     task: Task = "CausalLM"
     attention: Literal[

@@ -121,6 +121,7 @@ def test_bounds_of_single_fields():
         "maxLength": 1024,
         "minItems": 1,
         "maxItems": 256,
+        "items": {"type": "string", "minLength": 1, "maxLength": 256},
         "minProperties": 1,
         "maxProperties": 0,
         "minimum": 1,

@@ -1,12 +1,18 @@
 """What a cluster refuses, does not answer or does not have, and two operators in one."""
 
+from datetime import timedelta
+
 import pytest
 
+from finetune_api.reports import Progress
 from finetune_operator.known_jobs import KnownJobs
-from finetune_operator.kube import Unavailable
-from harness.looks import Looks
+from finetune_operator.kube import Invalid, Unavailable
+from harness.looks import MAPS, NAMESPACE, Looks
 from harness.memory_api import MemoryApi
-from harness.played_runs import Run
+from harness.operator_driver import JOBS
+from harness.played_runs import Run, trains_forever
+
+FINETUNE_JOBS = JOBS.format(namespace=NAMESPACE)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +29,55 @@ def test_what_the_cluster_refuses_is_a_condition(message_code, reason):
     assert looks.conditions()["Prepared"] == ("False", reason, "refused by the test")
     looks.kube.refuse = lambda method, path: None
     assert looks.live()["outcome"] == "Succeeded"
+
+
+def test_a_resolved_job_that_the_cluster_does_not_take_is_said():
+    """It may be larger than a ConfigMap, or a policy has something against it."""
+    looks = Looks()
+    looks.create()
+    looks.kube.refuse = lambda method, path: 422 if (method, path) == ("POST", MAPS) else None
+
+    assert looks.look() == 30.0
+    refusal = ("False", "CreationRefused", "refused by the test")
+    assert looks.conditions()["Accepted"] == refusal
+    looks.kube.refuse = lambda method, path: None
+    assert looks.live()["outcome"] == "Succeeded"
+
+
+@pytest.mark.parametrize("why", ["no status can hold it", "the cluster refuses it"])
+def test_what_is_said_of_progress_cannot_stop_a_look(why):
+    looks = Looks(script=trains_forever)
+    looks.create(activeDeadlineSeconds=3600)
+    looks.train()
+    uid = looks.api.get(f"{FINETUNE_JOBS}/bot")["metadata"]["uid"]
+    step = 10**30 if why == "no status can hold it" else 7
+    said = Progress.model_construct(job_uid=uid, attempt=1, claim=1, step=step, total_steps=60)
+    looks.puller._known[uid] = said
+
+    def refuse(method, path):
+        return 422 if path.endswith("/status") and looks.puller.known(uid) else None
+
+    if why == "the cluster refuses it":
+        looks.kube.refuse = refuse
+    looks.ahead += timedelta(seconds=3700)
+    looks.look()
+    assert looks.status["stopping"] == "DeadlineExceeded"
+    assert looks.puller.known(uid) is None
+
+
+def test_a_look_that_fails_without_progress_is_made_once():
+    looks = Looks()
+    looks.create()
+    asked = []
+
+    def refuse(method, path):
+        asked.append((method, path))
+        return 422 if path.endswith("/status") else None
+
+    looks.kube.refuse = refuse
+    with pytest.raises(Invalid):
+        looks.look()
+    assert len([path for _, path in asked if path.endswith("/status")]) == 1
 
 
 def test_no_answer_is_raised_and_nothing_is_lost():

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from finetune_api.names import LABEL_JOB, LABEL_UID
 from finetune_api.problem import Problem
-from finetune_api.reports import Progress
+from finetune_api.reports import Goodput, Progress
 from finetune_api.status import Condition, JobStatus
 from finetune_operator.events import Recorder, transitions
 from finetune_operator.kube import Conflict, Forbidden, NotFound, Unavailable, _error
@@ -53,10 +53,22 @@ def test_progress_of_this_attempt_is_believed():
         body(attempt=1),
         body() + b" " * (64 * 1024),
         b"[" * 60_000,
+        body(step=2**53 - 1).replace(b"9007199254740991", b"1" + b"0" * 30),
+        body(step=2**53 - 1).replace(b"9007199254740991", b"9" + b"0" * 18),
+        body(eta_seconds=1e300),
+        body(loss=-1e308),
+        body(tokens_per_second=1e308),
+        body(goodput=Goodput(productive=1e308, lost=1e308)),
+        body(checkpoint=ref(3, 2**53 - 1)).replace(b"9007199254740991", b"1" + b"0" * 30),
+        body(peak_memory_bytes=2**53 - 1).replace(b"9007199254740991", b"1" + b"0" * 40),
     ],
 )
 def test_anything_else_is_not(said):
     assert accepted(said, SOURCE, None) is None
+
+
+def test_large_numbers_that_a_status_can_hold_are_believed():
+    assert accepted(body(step=2**53 - 1), SOURCE, None).step == 9_007_199_254_740_991
 
 
 def test_an_older_claim_is_not_believed():

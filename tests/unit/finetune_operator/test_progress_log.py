@@ -82,6 +82,9 @@ def test_the_newest_line_counts_whatever_stands_around_it():
         {"checkpoint": {"step": 5, "path": "../../etc", "digest": "no"}},
         {"event": "evaluation"},
         {"totalSteps": [60]},
+        {"step": 10**30},
+        {"etaSeconds": 1e300},
+        {"loss": 1e308},
     ],
 )
 def test_a_line_that_does_not_match_is_dropped(changes):

@@ -203,3 +203,25 @@ def test_a_job_is_not_suspended_while_processes_of_an_earlier_attempt_may_run() 
     assert life.condition("Suspended")[:2] == ("False", "Suspending")
     life.look(replace(hung, running=0, over=True), live=suspended)
     assert life.condition("Suspended")[0] == "True"
+
+
+def test_the_largest_numbers_that_a_pod_may_say_stop_nothing() -> None:
+    life = Life()
+    life.look(ended("tiny-prepare", 0))
+    run = ChildState("tiny-1", "a1", running=1, ran=True, active_since=START)
+    most = 2**53 - 1
+    said = Progress(
+        job_uid=UID,
+        attempt=1,
+        claim=1,
+        step=most,
+        total_steps=1,
+        eta_seconds=float(most),
+        loss=float(most),
+        peak_memory_bytes=most,
+    )
+    summary = life.look(run, progress=said).summary
+    assert (summary.progress, summary.eta) == ("100%", "104249991374d7h")
+    assert summary.loss == "9007199254740991.000"
+    over = Live.of(JOB.spec.model_copy(update={"active_deadline_seconds": 60}))
+    assert life.look(run, progress=said, live=over).stopping == "DeadlineExceeded"
