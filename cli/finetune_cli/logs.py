@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from finetune_api.names import Layout
 from finetune_api.problem import Problem, Refused
@@ -14,6 +13,7 @@ from finetune_cli.cluster.connection import ApiRefusal, Cluster, NoAnswer, refus
 from finetune_cli.cluster.jobs import ClusterJob
 from finetune_cli.cluster.pod_logs import Follower, pods_of, print_logs
 from finetune_cli.cluster.pods import STAGES, Wanted, choose
+from finetune_cli.run.log_files import runs
 from finetune_cli.run.record import read_record
 
 
@@ -22,9 +22,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "logs",
         help="show what the processes of a job print",
-        description="Show the logs of a job: of the newest attempt, unless another is named. With"
-        " -f it goes on with the pods of the next attempt, until the job has ended. Lines of"
-        " several pods begin with the pod's name.",
+        description="Show the logs of a job: of what ran last (prepare, an attempt, publish), unless"
+        " another is named. With -f it goes on with the pods of the next attempt, until the job has"
+        " ended. Lines of several pods begin with the pod's name.",
     )
     place.add_arguments(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on as lines come")
@@ -119,17 +119,14 @@ def _nothing_left(job: ClusterJob, wanted: Wanted) -> Problem:
 
 
 def _local(layout: Layout, wanted: Wanted, *, follow: bool) -> int:
-    """Show the log of a stage of a job of this machine."""
+    """Show what the processes of a job of this machine have printed: it stays when they are over."""
     record = read_record(layout.status)
     stage = wanted.stage or ("train" if wanted.attempt is not None else None)
-    logs = [
-        Path(child.log)
-        for child in record.children
-        if stage in (None, child.stage)
-        and (wanted.attempt is None or child.log.endswith(f"-{wanted.attempt}.log"))
-    ]
-    logs = [path for path in logs[: len(logs) - wanted.previous] if path.is_file()]
-    if not logs:
+    found = runs(layout.logs, stage, wanted.attempt)
+    found = found[: len(found) - wanted.previous]
+    newest = found[-1] if found else ()
+    files = [file.path for file in newest if wanted.rank in (None, file.node)]
+    if not files:
         raise Refused(
             Problem(
                 code="no-logs",
@@ -142,12 +139,14 @@ def _local(layout: Layout, wanted: Wanted, *, follow: bool) -> int:
             Problem(
                 code="follow-here",
                 message="the log of a job of this machine is a plain file",
-                fix=f"follow it with: tail -F {logs[-1]}",
+                fix=f"follow it with: tail -F {' '.join(map(str, files))}",
             )
         )
-    with logs[-1].open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            print(line, end="")
+    for file in files:
+        start = f"[{file.stem}] " if len(files) > 1 else ""
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                print(start + line, end="")
     return 0
 
 

@@ -24,6 +24,7 @@ from finetune_api.reports import Progress
 from finetune_api.resolved import Attempt, Mounts, Stage, StageConfig
 from finetune_api.status import Child, Ledger
 from finetune_cli.run import keeper
+from finetune_cli.run.log_files import log_path
 from finetune_cli.run.look import never_started, observe
 from finetune_cli.run.processes import Gate, alive, has_started, kill, prepare_process, terminate
 from finetune_cli.run.record import LocalChild, Record, write_record
@@ -230,7 +231,6 @@ class LocalRun:
         port = str(_free_port()) if nodes > 1 else ""
         argv = [*self.trainer, stage, "--config", str(config_file)]
         argv += ["--config-digest", config.digest]
-        log = self.layout.logs / f"{stage}-{number}.log"
         gates: list[Gate] = []
         for node in range(nodes):
             environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -246,7 +246,7 @@ class LocalRun:
                     node,
                     argv,
                     files=folder / f"{wanted.name}-{uid[:8]}",
-                    log=log if node == 0 else log.with_stem(f"{log.stem}-node-{node}"),
+                    log=log_path(self.layout.logs, stage, number, node),
                     environment=environment,
                     memory_events=self.memory_events or keeper.memory_events(),
                 )
@@ -258,7 +258,7 @@ class LocalRun:
             attempt=attempt.number if attempt else 0,
             kept=tuple(gate.kept for gate in gates),
             started_at=datetime.now(UTC).isoformat(),
-            log=str(log),
+            log=str(log_path(self.layout.logs, stage, number, 0)),
         )
         self._write(self.record.model_copy(update={"children": (*self.record.children, child)}))
         for gate in gates:

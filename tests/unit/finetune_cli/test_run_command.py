@@ -309,3 +309,51 @@ def test_watch_finds_the_job_by_name(folder: Path, capsys: pytest.CaptureFixture
     assert cli.main(["watch", str(job), "--once"]) == 0
     assert cli.main(["watch", "nobody"]) == 1
     assert "[job-not-found]" in capsys.readouterr().err
+
+
+def test_logs_of_what_is_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script(folder, train=(Try((1,), step=9, checkpoint=9), DONE))
+    assert run() == 0
+    (job,) = (folder / "finetune-jobs").glob("otto-*")
+    for name in ("prepare-1", "train-1", "train-2", "publish-1"):
+        (job / f"logs/{name}.log").write_text(f"said by {name}\n")
+    (job / "logs/train-2-node-1.log").write_text("said by another node\n")
+    for place, name in enumerate(("prepare-1", "train-1", "train-2", "publish-1")):
+        os.utime(job / f"logs/{name}.log", (place, place))
+    os.utime(job / "logs/train-2-node-1.log", (2, 2))
+    # The trainer's tracebacks lie beside them.
+    (job / "logs/train-1-0.log").write_text("a traceback\n")
+    (job / "logs/prepare-0.log").write_text("a traceback\n")
+    capsys.readouterr()
+
+    def logs(*words: str) -> str:
+        assert cli.main(["logs", "otto", *words]) == 0
+        return capsys.readouterr().out
+
+    assert logs() == "said by publish-1\n"
+    assert logs("--stage", "prepare") == "said by prepare-1\n"
+    assert logs("--attempt", "1") == "said by train-1\n"
+    both = "[train-2] said by train-2\n[train-2-node-1] said by another node\n"
+    assert logs("--attempt", "2") == both
+    assert logs("--stage", "train") == both
+    assert logs("--previous") == both
+    assert logs("--stage", "train", "--previous") == "said by train-1\n"
+    assert logs("--attempt", "2", "--rank", "1") == "said by another node\n"
+    os.utime(job / "logs/prepare-1.log", (9, 9))
+    assert logs() == "said by prepare-1\n", "it was tried again"
+    for words in (["--attempt", "3"], ["--rank", "1"], ["--stage", "prepare", "--previous"]):
+        assert cli.main(["logs", "otto", *words]) == 1
+        assert "job otto of this machine has no such log [no-logs]" in capsys.readouterr().err
+
+
+def test_the_log_of_this_machine_is_followed_as_a_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == 0
+    capsys.readouterr()
+    assert cli.main(["logs", "otto", "--stage", "train", "-f"]) == 1
+    (log,) = (folder / "finetune-jobs").glob("otto-*/logs/train-1.log")
+    relative = log.relative_to(folder)
+    assert (
+        capsys.readouterr().err.splitlines()[1] == f"       fix: follow it with: tail -F {relative}"
+    )
