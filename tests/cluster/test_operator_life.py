@@ -123,6 +123,12 @@ def test_at_rest_nothing_is_written_and_an_outage_and_a_second_operator_change_n
         return Run(forever=stage == "train" and not ends.is_set())
 
     proxy = ApiProxy(jobs.api, tmp_path, operator_token(jobs.api, jobs.namespace))
+
+    def wrote_nothing():
+        before = len(proxy.writes)
+        time.sleep(3)
+        return len(proxy.writes) == before
+
     flags = ["--progress-seconds", "1", "--unreachable-seconds", "1"]
     one = operator(proxy.kubeconfig, jobs.namespace, tmp_path / "one.log", *flags)
     other = operator(proxy.kubeconfig, jobs.namespace, tmp_path / "other.log", *flags)
@@ -134,7 +140,7 @@ def test_at_rest_nothing_is_written_and_an_outage_and_a_second_operator_change_n
         ):
             jobs.submit("bot")
             wait_for(lambda: jobs.phase("bot") == "Running", first)
-            time.sleep(3)
+            wait_for(wrote_nothing, first, 60)  # Events of the beginning give way to looks
             before = len(proxy.writes)
             time.sleep(7)  # seven looks and a full list
             at_rest = proxy.writes[before:]

@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -189,7 +190,7 @@ def test_the_operator_ends_when_it_is_told(operator: Mounted, tmp_path: Path) ->
     began = time.monotonic()
     assert started.signal("TERM")
     assert started.wait(30).code == 0, started.text()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # not killed after its grace period
 
 
 def test_the_operator_ends_even_while_it_starts(operator: Mounted, tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_the_operator_ends_even_while_it_starts(operator: Mounted, tmp_path: Pat
     began = time.monotonic()
     assert started.signal("TERM")
     assert started.wait(30).code == 143, started.text()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # not killed after its grace period
 
 
 def test_the_trainer_passes_a_signal_on(trainer: Mounted, tmp_path: Path) -> None:
@@ -221,12 +222,29 @@ def test_the_trainer_passes_a_signal_on(trainer: Mounted, tmp_path: Path) -> Non
     started = trainer.start(
         ["finetune-trainer", "train", "--config", "/tmp/job.json"], tmp_path, user=USERS[1]
     )
-    time.sleep(3)
-    assert started.popen.poll() is None, started.text()
-    began = time.monotonic()
-    assert started.signal("TERM")
-    assert started.wait(30).code == 143, started.text()
-    assert time.monotonic() - began < 5
+    with opened_to_write(tmp_path / "job.json"):
+        assert started.popen.poll() is None, started.text()
+        began = time.monotonic()
+        assert started.signal("TERM")
+        assert started.wait(30).code == 143, started.text()
+    assert time.monotonic() - began < 15  # not killed after its grace period
+
+
+@contextmanager
+def opened_to_write(fifo: Path, seconds: float = 60) -> Iterator[None]:
+    """Hold a FIFO open once somebody reads it, and write nothing."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        except OSError:
+            assert time.monotonic() < deadline, f"nobody reads {fifo}"
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:

@@ -76,7 +76,7 @@ def test_a_preempted_job_waits_for_room_and_ends_bit_equal(
 
     pods = f"/api/v1/namespaces/{OTHERS}/pods"
     cluster.api.create(pods, pod_that_wants(8, urgent))
-    tenant.wait(remember, "the attempt has ended", 60)
+    tenant.wait(remember, "the attempt has ended", 180)
 
     targets = [
         {one["type"]: one.get("reason") for one in seen[name]["status"]["conditions"]}
@@ -88,7 +88,7 @@ def test_a_preempted_job_waits_for_room_and_ends_bit_equal(
         found = tenant.conditions("preempted").get("Recovering")
         return found if found and found[1] == "WaitingForRoom" else None
 
-    status, _, message = tenant.wait(waits, "it waits for room", 60)
+    status, _, message = tenant.wait(waits, "it waits for room", 180)
     assert status == "True"
     assert "Insufficient nvidia.com/gpu" in message
     row = row_of(tenant, "preempted")
