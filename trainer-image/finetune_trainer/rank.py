@@ -43,7 +43,7 @@ def _run_from(config_file: Path, ends: Path, supervisor: int, listener: Listener
     """Make the rank known to its supervisor, from when on it may be signalled, and run it."""
     die_with(supervisor)
     rank = int(os.environ.get("RANK", "0"))
-    (ends / f"{rank}.pid").write_text(str(os.getpid()), encoding="utf-8")
+    _leave(ends / f"{rank}.pid", str(os.getpid()))
     config = StageConfig.model_validate_json(config_file.read_bytes())
     return run(config, listener, rank, ends)
 
@@ -95,11 +95,16 @@ def run(config: StageConfig, listener: Listener, rank: int, ends: Path) -> int:
         problems=ending.problems[:3],
         **facts.values,
     )
-    temporary = ends / f"{rank}.json.part"
-    temporary.write_text(json.dumps(report.to_json()), encoding="utf-8")
-    temporary.rename(ends / f"{rank}.json")
+    _leave(ends / f"{rank}.json", json.dumps(report.to_json()))
     if ending.exit_code == ExitCode.COMMUNICATION_LOST:
         # The one that was lost goes first. The agent looks ten times a second and tells of the first
         # rank that it finds gone, alone: it must not be this one.
         time.sleep(LAST)
     return int(ending.exit_code)
+
+
+def _leave(path: Path, text: str) -> None:
+    """Write a file that the supervisor sees as a whole or not at all."""
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)

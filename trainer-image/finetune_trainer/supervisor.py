@@ -7,6 +7,7 @@ agent, which would give up the exit codes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -14,64 +15,93 @@ import multiprocessing.forkserver
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.names import Layout
 from finetune_api.reports import TerminationReport
 from finetune_api.resolved import StageConfig
-from finetune_trainer import errors, launch
+from finetune_trainer import errors, launch, termination
 
 SLACK = 60
 """Seconds beyond the grace period before a rank that does not end is killed."""
 NAME_WAIT = 600.0
 """Seconds within which the first node's name has to resolve."""
 PRELOAD = "FINETUNE_PRELOAD_DEEPSPEED"
+HEARD = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class Forwarder:
     """Passes a signal on to every rank, once each, as soon as the rank can hear it.
 
     Ranks write their process id when they are ready to be signalled; they are not our children.
+    While there is none, nothing can be lost: ``end`` is called, and does not return.
+
+    The signal is read from a socket, by a thread: the main thread may stand in a rendezvous, in
+    which Python's own handlers do not run.
     """
 
-    def __init__(self, ends: Path) -> None:
+    def __init__(self, ends: Path, end: Callable[[], None]) -> None:
         """Look for ranks in the folder in which they leave their process ids and ends."""
-        self._ends = ends
+        self._ends, self._end = ends, end
         self.heard = False
         self._told: set[Path] = set()
         self._closed = threading.Event()
+        self._deciding = threading.Lock()
+        self._numbers, self._number = socket.socketpair()
 
     def install(self) -> None:
         """Hear SIGTERM and SIGINT from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._number.setblocking(False)
+        signal.set_wakeup_fd(self._number.fileno(), warn_on_full_buffer=False)
+        for number in HEARD:
             signal.signal(number, self._hear)
+        threading.Thread(target=self._listen, name="signal-forwarder", daemon=True).start()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if not self.heard:
-            self.heard = True
-            threading.Thread(target=self._tell, name="signal-forwarder", daemon=True).start()
+        self.heard = True
+
+    def _listen(self) -> None:
+        with self._numbers:
+            while not self._closed.is_set() and not self.heard:
+                if not HEARD.isdisjoint(self._numbers.recv(64)):
+                    self.heard = True
+        while not self._closed.is_set():
+            self._tell()
+            self._closed.wait(0.1)
 
     def _tell(self) -> None:
-        while not self._closed.is_set():
-            for path in self._ends.glob("*.pid"):
-                if path not in self._told and not path.with_suffix(".json").exists():
-                    self._told.add(path)
-                    try:
-                        os.kill(int(path.read_text(encoding="utf-8")), signal.SIGTERM)
-                    except (ProcessLookupError, ValueError):
-                        continue
-            self._closed.wait(0.1)
+        with self._deciding:
+            if self._closed.is_set():
+                return
+            ranks = list(self._ends.glob("*.pid"))
+            if not ranks:
+                self._end()
+        for path in ranks:
+            if path in self._told or path.with_suffix(".json").exists():
+                continue
+            try:
+                process = int(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):  # it cannot be read yet: the next look tries again
+                continue
+            self._told.add(path)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
 
     def close(self) -> None:
         """Pass nothing on any more."""
-        self._closed.set()
+        with self._deciding:
+            self._closed.set()
+        signal.set_wakeup_fd(-1)
+        self._number.close()  # the thread that reads the other end goes on, and ends
 
 
 @dataclass(frozen=True)
@@ -87,12 +117,12 @@ def run(config: StageConfig, config_file: Path) -> TerminationReport:
     """Train one attempt on this node and return how it ended. Raises ``StageError`` before that."""
     if config.attempt is None:
         raise ValueError("the configuration has no attempt: it is not one of a train stage")
+    launch.apply(config)
+    meeting = launch.rendezvous(config.attempt.nodes, os.environ)
     ends = Path(tempfile.mkdtemp(prefix="finetune-ends-"))
-    forwarder = Forwarder(ends)
+    forwarder = Forwarder(ends, lambda: _stop(config, meeting.node_rank, ends))
     forwarder.install()
     try:
-        launch.apply(config)
-        meeting = launch.rendezvous(config.attempt.nodes, os.environ)
         if meeting.backend == "static" and meeting.node_rank:
             launch.wait_for_name(meeting.endpoint.rpartition(":")[0], NAME_WAIT)
         if config.job.spec.parallelism.deepspeed is not None:
@@ -103,6 +133,20 @@ def run(config: StageConfig, config_file: Path) -> TerminationReport:
         forwarder.close()
         shutil.rmtree(ends, ignore_errors=True)
     return _merged(config, ranks, meeting.node_rank, asked=forwarder.heard)
+
+
+def _stop(config: StageConfig, node: int, ends: Path) -> NoReturn:
+    """End this process before it has a rank; its main thread may wait for nodes that never come."""
+    try:
+        report = _merged(config, Ranks((int(ExitCode.SIGNALLED),), ()), node, asked=True)
+        sys.stderr.write(f"{report.message}\n")
+        termination.write(report, os.environ)
+    except OSError as error:
+        sys.stderr.write(f"the termination message could not be written: {error}\n")
+    finally:
+        shutil.rmtree(ends, ignore_errors=True)
+        sys.stderr.flush()
+        os._exit(int(ExitCode.SIGNALLED))
 
 
 def _launch(
