@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlencode
@@ -168,7 +168,9 @@ class Kube:
         found: list[Object] = []
         version = None
         async for page in self.pages(resource, namespace, labels, fields, since):
-            found = [*page.items] if page.begins else found + page.items
+            if page.begins:
+                found.clear()
+            found.extend(page.items)
             version = page.version
         return Listing(found, version)
 
@@ -179,7 +181,7 @@ class Kube:
         labels: str = "",
         fields: str = "",
         since: int | None = None,
-    ) -> AsyncIterator[Page]:
+    ) -> AsyncGenerator[Page, None]:
         """Read all objects of a kind, from one point in time, a few at a time.
 
         Who keeps little of each holds no more than one page in memory, however many there are. A
@@ -215,6 +217,8 @@ class Kube:
             yield page
             # Nothing of one page is held while the next is read.
             del page, answer
+            if not token:
+                return
 
     async def create(self, body: Object) -> Object:
         """Create an object; raises ``Conflict`` where one of this name exists."""
@@ -263,7 +267,10 @@ class Kube:
             return
 
     async def serves(self, resource: Resource, fresh: float = 60.0) -> bool:
-        """Tell whether the cluster knows a kind; the answer is up to ``fresh`` seconds old."""
+        """Tell whether the cluster knows a kind; the answer is up to ``fresh`` seconds old.
+
+        A kind is new before its group is listed, where who watches looks for it.
+        """
         key = _kind_key(resource)
         at, known = self._kinds.get(key, (float("-inf"), False))
         if time.monotonic() - at < fresh:
@@ -271,11 +278,15 @@ class Kube:
         try:
             answer = await self._ask("GET", resource.root)
             names = {entry.get("name") for entry in _held(answer, "resources")}
-            known = resource.plural in names
+            known = resource.plural in names and (known or await self._is_listed(resource.group))
         except NotFound:
             known = False
         self._kinds[key] = (time.monotonic(), known)
         return known
+
+    async def _is_listed(self, group: str) -> bool:
+        answer = await self._ask("GET", "/apis")
+        return not group or group in {entry.get("name") for entry in _held(answer, "groups")}
 
     async def log(
         self, namespace: str, pod: str, container: str, *, lines: int, limit: int
@@ -352,12 +363,15 @@ class Kube:
     async def _connected(self) -> aiohttp.ClientSession:
         async with self._login:
             if self._session is None:
-                info = await asyncio.to_thread(login)
+                try:
+                    info = await asyncio.to_thread(login)
+                    context = info.as_ssl_context()
+                except (kopf.LoginError, OSError, ValueError) as error:
+                    # What is mounted may be replaced at this moment.
+                    raise Unavailable(0, f"the credentials cannot be read: {error!r}") from error
                 self._server = info.server.rstrip("/")
                 self._session = aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(
-                        limit=self._connections, ssl=info.as_ssl_context()
-                    ),
+                    connector=aiohttp.TCPConnector(limit=self._connections, ssl=context),
                     headers={**info.as_http_headers(), "User-Agent": "finetune-operator"},
                     timeout=aiohttp.ClientTimeout(total=TIMEOUT, connect=10.0),
                     json_serialize=_compact,

@@ -15,17 +15,11 @@ from typing import Any
 
 import kopf
 
-from finetune_operator import metrics, probes
+from finetune_operator import hearing, metrics, probes
 from finetune_operator.acceptance import Acceptance, Profiles
 from finetune_operator.events import Recorder
-from finetune_operator.kube import (
-    FINETUNE_JOBS,
-    PYTORCH_JOBS,
-    Conflict,
-    Kube,
-    KubeError,
-    Unavailable,
-)
+from finetune_operator.job_list import PATIENCE, JobList
+from finetune_operator.kube import PYTORCH_JOBS, Conflict, Kube, KubeError, Unavailable
 from finetune_operator.last_seen import LastSeen
 from finetune_operator.log_lines import ATTEMPT, JOB, set_up
 from finetune_operator.observe import Observer
@@ -44,8 +38,10 @@ CROWDED = 5.0
 """How much longer changes that are no news by themselves are gathered while there is much to do."""
 EVENTS = 40.0
 """Requests that may go out for each Event while there is much to do."""
-PATIENCE = 10.0
-"""Seconds for which such a change lets new jobs and ended pods go first."""
+AGAIN = 10.0
+"""Seconds after which what is asked now and then is asked again that had no answer."""
+UNSERVED = 2.0
+"""Seconds after which it is asked again whether the definitions are there."""
 DEEPEST = 30_000
 """Levels that Python may nest. The API server takes objects of 10,000 levels, a tenth of which Python
 reads by itself, and each of them is in the list of all jobs; 8 MiB of stack hold 40,000 levels."""
@@ -83,6 +79,9 @@ class Operator:
             unreachable_seconds=settings.unreachable_seconds,
             restarts_at_once=settings.restarts_at_once,
         )
+        self.jobs = JobList(
+            self.kube, self.worker, self.queue, settings.namespaces, settings.relist_seconds
+        )
         self.list_now = asyncio.Event()
         self.health = probes.Health(relist_every=settings.relist_seconds)
         metrics.follow(
@@ -106,6 +105,7 @@ class Operator:
         part("the watch", self._watch(started, stop, told))
         part("the look for PyTorchJobs", self._pytorch_watch().run())
         part("the list of jobs", self._relist(started))
+        part("the question what can be watched", self._listen_in(started))
         part("the writing of events", self.worker.recorder.run())
         for number in range(settings.workers):
             part(f"worker {number}", self._work(number))
@@ -159,6 +159,7 @@ class Operator:
         self, started: asyncio.Event, stop: asyncio.Event, told: asyncio.Event
     ) -> None:
         names = self.settings.namespaces
+        await self._until_served()
         registry = make_registry(
             enqueue=self._enqueue,
             profile_changed=self._profile_changed,
@@ -187,6 +188,18 @@ class Operator:
             begun.cancel()
             watching.cancel()
 
+    async def _until_served(self) -> None:
+        """Wait for the definitions: the library looks for kinds once, at its start."""
+        failed = "it cannot be asked what is served"
+        while not await self._tried(failed, self._ask_served()) or self.health.unserved:
+            await asyncio.sleep(UNSERVED)
+
+    async def _ask_served(self) -> None:
+        missing = ", ".join(await hearing.unserved(self.kube))
+        if missing and missing != self.health.unserved:
+            log.warning("waiting until the API server serves %s", missing)
+        self.health.unserved = missing
+
     def _pytorch_watch(self) -> OptionalWatch:
         """Return the watch of PyTorchJobs, which may be installed and removed at any time."""
         loop = asyncio.get_running_loop()
@@ -211,43 +224,47 @@ class Operator:
         )
 
     async def _relist(self, started: asyncio.Event) -> None:
-        """List all jobs now and then: whatever a watch may miss, it is not missed for long."""
+        """List all jobs now and then."""
         await started.wait()
         while True:
-            try:
-                await self._list_once()
-                self.health.watching = True
-                wait = self.settings.relist_seconds
-            except KubeError as error:
-                metrics.API_ERRORS.labels(str(error.code)).inc()
-                log.warning("the jobs could not be listed: %s", error)
-                wait = min(10.0, self.settings.relist_seconds)
-            except Exception:
-                # What one object does to this list must not end the process for all others.
-                log.exception("the jobs could not be listed")
-                wait = min(10.0, self.settings.relist_seconds)
+            done = await self._tried("the jobs could not be listed", self.jobs.read())
+            self.health.last_relist = self.jobs.last
+            wait = self.settings.relist_seconds
+            wait = wait if done else min(AGAIN, wait)
             wait *= random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.list_now.wait(), wait)
+                self.jobs.anew()
             self.list_now.clear()
 
-    async def _list_once(self) -> None:
-        found = {}
-        for namespace in self.settings.namespaces or (None,):
-            for body in await self.kube.list(FINETUNE_JOBS, namespace):
-                metadata = body["metadata"]
-                found[Key(metadata["namespace"], metadata["name"])] = metadata["resourceVersion"]
-                self.worker.known.listed(body)
-        first = self.health.last_relist is None
-        self.health.last_relist = time.monotonic()
-        settled = self.worker.settled
-        for key in set(settled) - set(found):
-            self.queue.add(key)
-        spread = 0.0 if first else min(30.0, self.settings.relist_seconds / 4)
-        for key, version in found.items():
-            if settled.get(key) != version:
-                delay = random.uniform(0, spread)  # noqa: S311 - spreads load
-                self.queue.add(key, delay, 0.0 if first else PATIENCE)
+    async def _listen_in(self, started: asyncio.Event) -> None:
+        """Ask now and then whether the watches can hear anything."""
+        await started.wait()
+        while True:
+            done = await self._tried("it cannot be asked what can be watched", self._ask_deaf())
+            wait = self.settings.relist_seconds
+            wait = wait if done and not self.health.deaf else min(AGAIN, wait)
+            await asyncio.sleep(wait * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
+
+    async def _ask_deaf(self) -> None:
+        text = await hearing.deaf(self.kube, self.settings.namespaces)
+        if text and text != self.health.deaf:
+            log.error("%s", text)
+        self.health.deaf, self.health.watching = text, True
+
+    async def _tried(self, failed: str, work: Coroutine[Any, Any, None]) -> bool:
+        """Do what is done again in any case; tell whether it was done now."""
+        try:
+            await work
+        except KubeError as error:
+            metrics.API_ERRORS.labels(str(error.code)).inc()
+            log.warning("%s: %s", failed, error)
+        except Exception:
+            # What one object does to a list must not end the process for all others.
+            log.exception("%s", failed)
+        else:
+            return True
+        return False
 
     def _profile_changed(self) -> None:
         self.profiles.changed()

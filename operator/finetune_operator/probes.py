@@ -21,7 +21,11 @@ class Health:
     clock: Callable[[], float] = time.monotonic
     relist_every: float = 300.0
     watching: bool = False
-    """The first lists of every kind were seen, and the watches run."""
+    """It was asked of every kind whether it can be watched."""
+    unserved: str = ""
+    """Kinds that the API server does not serve yet."""
+    deaf: str = ""
+    """What cannot be watched, and why."""
     stopped: str = ""
     """Which part has ended that never should."""
     last_relist: float | None = None
@@ -43,8 +47,12 @@ class Health:
         problem = self.problem()
         if problem:
             return problem
+        if self.unserved:
+            return f"the API server does not serve {self.unserved}: definitions are missing"
         if not self.watching:
             return "the first lists were not seen yet"
+        if self.deaf:
+            return self.deaf
         if self.last_relist is None:
             return "the jobs were not listed yet"
         age = self.clock() - self.last_relist

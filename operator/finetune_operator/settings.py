@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from finetune_api.document import Document
 from finetune_api.names import LABEL_MANAGED_BY, MANAGED_BY
-from finetune_operator.kube import BATCH_JOBS, CLAIMS, PODS, PYTORCH_JOBS
+from finetune_operator.kube import BATCH_JOBS, CLAIMS, PAGE, PODS, PYTORCH_JOBS
 
 PREFIX = "FINETUNE_OPERATOR_"
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
@@ -124,11 +124,11 @@ def kopf_settings(workers: int) -> kopf.OperatorSettings:
     found.watching.connect_timeout = 10
     found.watching.inactivity_timeout = 70
     found.watching.reconnect_backoff = 1
-    found.watching.chunk_size = 500
+    found.watching.chunk_size = PAGE
     found.watching.initial_streaming = False
     for resource in (PODS, BATCH_JOBS, PYTORCH_JOBS, CLAIMS):
-        address = f"{resource.group}/{resource.plural}" if resource.group else resource.plural
-        found.watching.label_selectors[address] = SELECTOR
+        kind = (resource.group, resource.version, resource.plural)
+        found.watching.label_selectors[kind] = SELECTOR
     found.networking.request_timeout = 30
     found.networking.connect_timeout = 10
     found.networking.error_backoffs = Backoffs()

@@ -99,6 +99,8 @@ class MemoryApi:
     def _kinds(self, path: str) -> dict[str, Any]:
         if path == "/apis/kubeflow.org/v1" and self.pytorch:
             return {"resources": [{"name": "pytorchjobs"}]}
+        if path == "/apis":
+            return {"groups": [{"name": "kubeflow.org"}] if self.pytorch else []}
         raise ApiError(404, {"message": path})
 
     def _read(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import kopf
 import pytest
 from aiohttp import web
 
@@ -275,6 +276,28 @@ def test_the_library_writes_nothing_and_stands_alone():
     assert found.peering.standalone is True
     assert found.scanning.disabled is True
     assert found.watching.inactivity_timeout == 70
+    assert found.watching.chunk_size == 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "selectors"),
+    [
+        (("", "v1", "pods"), ["app.kubernetes.io/managed-by=finetune-operator"]),
+        (("", "v1", "persistentvolumeclaims"), ["app.kubernetes.io/managed-by=finetune-operator"]),
+        (("batch", "v1", "jobs"), ["app.kubernetes.io/managed-by=finetune-operator"]),
+        (
+            ("kubeflow.org", "v1", "pytorchjobs"),
+            ["app.kubernetes.io/managed-by=finetune-operator"],
+        ),
+        (("finetune.dev", "v1alpha1", "finetunejobs"), []),
+        (("finetune.dev", "v1alpha1", "finetuneprofiles"), []),
+    ],
+)
+def test_of_children_the_api_server_sends_those_with_our_label_alone(kind, selectors):
+    group, version, plural = kind
+    resource = kopf.Resource(group, version, plural, kind="X", namespaced=True, preferred=True)
+
+    assert list(kopf_settings(4).watching.label_selectors.collect(resource)) == selectors
 
 
 # Probes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
 from finetune_operator.hindrances import Hindrances
-from finetune_operator.kube import Forbidden, Resource
+from finetune_operator.kube import Forbidden, Page, Resource
 
 
 class Slow:
@@ -23,17 +24,16 @@ class Slow:
     def clock(self) -> float:
         return self.now
 
-    async def list(
-        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
-    ) -> list[dict[str, Any]]:
-        del labels
+    async def pages(
+        self, resource: Resource, namespace: str | None = None, *, fields: str = ""
+    ) -> AsyncGenerator[Page, None]:
         self.asked.append((resource.plural, namespace, fields))
         number = len(self.asked)
         await asyncio.sleep(0)
         self.now += self.seconds
         if self.error is not None:
             raise self.error
-        return [
+        events: list[dict[str, Any]] = [
             {
                 "metadata": {"managedFields": ["much"]},
                 "involvedObject": {"kind": "Pod", "name": "w", "uid": f"pod-{number}"},
@@ -42,6 +42,7 @@ class Slow:
             },
             {"involvedObject": {"uid": "pod-0"}, "reason": "Evil", "message": "much" * 1000},
         ]
+        yield Page(events, 1, begins=True)
 
 
 def answer(number: int) -> list[dict[str, Any]]:
