@@ -62,3 +62,17 @@ def deeper_than(data: Any, limit: int) -> bool:
         if not level:
             return False
     return any(isinstance(item, dict | list) for item in level)
+
+
+def larger_than(data: Any, limit: int) -> bool:
+    """Tell whether JSON data holds more than ``limit`` values, without recursion."""
+    count, left = 0, [data]
+    while left:
+        item = left.pop()
+        if not isinstance(item, dict | list):
+            continue
+        count += len(item)
+        if count > limit:
+            return True
+        left.extend(item.values() if isinstance(item, dict) else item)
+    return False

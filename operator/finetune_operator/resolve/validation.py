@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -11,12 +12,16 @@ from finetune_api import synonyms
 from finetune_api.document import Document
 from finetune_api.problem import Problem
 from finetune_operator.resolve import schema, wording
-from finetune_operator.resolve.paths import Path, deeper_than, path_text, under
+from finetune_operator.resolve.paths import Path, deeper_than, larger_than, path_text, under
 
 Model = TypeVar("Model", bound=Document)
 
 DEEPEST = 24
 """Levels of nesting that any valid object stays below."""
+LARGEST = 20_000
+"""Values that no valid object has: three times those of one with every list full."""
+MOST_EMPTY = 32
+"""Names with nothing behind them that are said; a refusal has no room for more."""
 
 
 def parse(model: type[Model], data: Any, root: str = "spec") -> Model | list[Problem]:
@@ -160,7 +165,8 @@ def empties(model: type[Document], data: Any, root: str = "spec") -> list[Proble
     file says.
     """
     found = []
-    for path in sorted(_nulls(data), key=lambda path: [str(part) for part in path]):
+    first = islice(_nulls(data), MOST_EMPTY)
+    for path in sorted(first, key=lambda path: [str(part) for part in path]):
         where = under(root, path)
         section = schema.section_at(model, path) if isinstance(path[-1], str) else None
         if not schema.known(model, path) and isinstance(path[-1], str):
@@ -206,9 +212,22 @@ def _nulls(data: Any, path: Path = ()) -> Iterator[Path]:
 
 
 def shape(data: Any, root: str) -> list[Problem]:
-    """Return what is wrong with data before any model looks at it: no mapping, or too deep."""
+    """Return what is wrong with data before any model looks at it: no mapping, too large or deep.
+
+    Whoever writes an object decides neither how long it takes to say what is wrong with it, nor how
+    much memory.
+    """
     if not isinstance(data, Mapping):
         return [wording.wrong_type(root, data, "a section")]
+    if larger_than(data, LARGEST):
+        return [
+            Problem(
+                code="too-large",
+                field=root,
+                message=f"{root} holds more than {LARGEST:,} values",
+                fix="remove what no field of the job needs",
+            )
+        ]
     if deeper_than(data, DEEPEST):
         return [
             Problem(

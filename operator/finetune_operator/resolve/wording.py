@@ -253,6 +253,8 @@ def format_fix(item: Mapping[str, Any]) -> str:
     for part, fix in _FORMATS:
         if part in pattern:
             return fix
+    if item["type"] == "string_too_long":
+        return f"write at most {item['ctx']['max_length']} characters"
     return cut(f"write what matches {pattern}") if pattern else "correct the value"
 
 

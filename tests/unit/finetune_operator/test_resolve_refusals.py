@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -419,3 +421,46 @@ def test_what_a_default_makes_impossible_is_as_if_it_were_written(
     if "dataset" in change:
         whole["dataset"] = {"train": [{"uri": "pvc://datasets/train.jsonl"}], **change["dataset"]}
     assert [code for _, code, _, _ in refused(job(whole))] == codes
+
+
+@pytest.mark.parametrize("key", ["k", "k" * 390])
+def test_what_is_too_large_is_refused_in_little_memory(key: str) -> None:
+    """The API server takes 1.5 MiB: saying what is wrong with each of its values takes 500 MiB."""
+    large = job({"method": {"lora": {"targetModules": [{key: [None] * 280_000}]}}})
+    tracemalloc.start()
+    try:
+        found = refused(large)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    said = "spec holds more than 20,000 values"
+    assert found == [("spec", "too-large", said, "remove what no field of the job needs")]
+    assert most < 8 * 2**20
+
+
+def test_of_many_names_with_nothing_behind_them_the_first_are_said() -> None:
+    overrides = {"configOverrides": {"layers": [None] * 19_000}}
+    found = refused(job({"model": {"uri": "hf://owner/name", **overrides}}))
+    empty = [field for field, code, _, _ in found if code == "empty-value"]
+    assert len(empty) == 32
+    assert empty[:2] == [
+        "spec.model.configOverrides.layers[0]",
+        "spec.model.configOverrides.layers[1]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "most"),
+    [
+        ({"method": {"lora": {"rankPattern": {"K": 8}}}}, 1024),
+        ({"method": {"lora": {"alphaPattern": {"K": 8.0}}}}, 1024),
+        ({"dataset": {"train": [{"uri": "pvc://d/a.jsonl", "columns": {"K": "v"}}]}}, 256),
+    ],
+)
+def test_the_keys_of_a_map_are_bounded(section: dict[str, Any], most: int) -> None:
+    def with_key(length: int) -> dict[str, Any]:
+        return job(json.loads(json.dumps(section).replace("K", "k" * length)))
+
+    assert resolve(with_key(most)).name == "bot"
+    ((_, code, _, fix),) = refused(with_key(most + 1))
+    assert (code, fix) == ("wrong-format", f"write at most {most} characters")
