@@ -18,9 +18,9 @@ from finetune_operator.kube import (
     PROFILES,
     Resource,
     is_ending,
-    login,
 )
 from finetune_operator.last_seen import LastSeen, is_worth_keeping
+from finetune_operator.logins import Logins
 from finetune_operator.queue import Key
 
 Enqueue = Callable[[Key, float], None]
@@ -31,6 +31,8 @@ Handler = Callable[..., Awaitable[None]]
 
 BURST = 0.2
 """Seconds in which changes of children are gathered into one look; an end is looked at at once."""
+BACKOFF = 5.0
+"""Seconds after which credentials that could not be read are read again."""
 ECHO = 1.0
 """Seconds after which a job is looked at that has changed by our own writing."""
 
@@ -99,10 +101,11 @@ def children_registry(resource: Resource, enqueue: Enqueue, hear: Hear) -> kopf.
 
 def _empty_registry() -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
+    logins = Logins()
 
-    @kopf.on.login(registry=registry)
-    def log_in(**_: Any) -> kopf.ConnectionInfo:
-        return login()
+    @kopf.on.login(registry=registry, backoff=BACKOFF)
+    async def log_in(**_: Any) -> kopf.ConnectionInfo:
+        return await logins()
 
     return registry
 
