@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 
 LINES = 64
 """Of the log's end: other lines may stand between those of two steps."""
+REFUSED = 600.0
+"""Seconds for which no log of a namespace is asked for after a refusal."""
 _TOLD = {
     "totalSteps": "total_steps",
     "step": "step",
@@ -77,26 +81,35 @@ def _of_line(line: bytes, source: Source, before: Progress | None) -> Progress |
 
 
 class LogReader:
-    """Reads logs through the API server, until it is told that it has no right to."""
+    """Reads logs through the API server, where it is not told that it has no right to."""
 
-    def __init__(self, kube: Kube) -> None:
+    def __init__(self, kube: Kube, clock: Callable[[], float] = time.monotonic) -> None:
         """Read through this client."""
         self._kube = kube
-        self._may = True
+        self._clock = clock
+        self._refused: dict[str, float] = {}
+        """Namespaces in which the right is missing, and until when that is taken for true."""
 
     async def read(self, source: Source, before: Progress | None) -> Progress | None:
         """Return the newest progress in the log of a job's first pod; None where there is none."""
-        if not self._may or not source.pod:
+        namespace = source.key.namespace
+        if not source.pod or self._clock() < self._refused.get(namespace, float("-inf")):
             return None
         try:
             text = await self._kube.log(
-                source.key.namespace, source.pod, source.container, lines=LINES, limit=LIMIT
+                namespace, source.pod, source.container, lines=LINES, limit=LIMIT
             )
         except Forbidden as error:
-            self._may = False
-            log.info("progress is not read from logs: %s", error)
+            self._refuse(namespace)
+            log.info("progress is not read from logs in %s: %s", namespace, error)
             return None
         except KubeError as error:
             log.debug("the log of %s cannot be read: %s", source.pod, error)
             return None
         return newest(text, source, before)
+
+    def _refuse(self, namespace: str) -> None:
+        """Ask no more for a while: a namespace that goes, or an API server that starts, refuses too."""
+        now = self._clock()
+        self._refused = {name: until for name, until in self._refused.items() if until > now}
+        self._refused[namespace] = now + REFUSED

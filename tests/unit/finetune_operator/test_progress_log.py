@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
@@ -150,13 +151,31 @@ def test_a_pod_that_cannot_be_reached_is_asked_through_its_log():
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
-def test_without_the_right_it_is_not_asked_again_and_an_outage_passes():
+def test_without_the_right_it_is_not_asked_again_for_a_while_and_an_outage_passes():
     async def run():
-        kube = Cluster(Unavailable(0, "no answer"), line(), Forbidden(403, "pods/log"))
-        reader = LogReader(kube)
+        now = [50.0]
+        kube = Cluster(Unavailable(0, "no answer"), line(), Forbidden(403, "pods/log"), line())
+        reader = LogReader(kube, lambda: now[0])
         found = [await reader.read(SOURCE, None) for _ in range(5)]
         assert found == [None, SAID, None, None, None]
         assert len(kube.asked) == 3
+        now[0] = 649.9
+        assert await reader.read(SOURCE, None) is None
+        assert len(kube.asked) == 3
+        now[0] = 650.0
+        assert await reader.read(SOURCE, None) == SAID
+
+    asyncio.run(run())
+
+
+def test_what_is_refused_in_one_namespace_is_read_in_another():
+    async def run():
+        kube = Cluster(Forbidden(403, "pods/log"), line())
+        reader = LogReader(kube)
+        gone = replace(SOURCE, key=Key("gone", "bot"))
+        assert await reader.read(gone, None) is None
+        assert await reader.read(SOURCE, None) == SAID
+        assert [namespace for namespace, *_ in kube.asked] == ["gone", "team"]
 
     asyncio.run(run())
 
