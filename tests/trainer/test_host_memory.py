@@ -148,7 +148,7 @@ def test_no_zero_is_offered_to_16_bit_training(tmp_path: Path) -> None:
     found = host.problem(config)
     assert found is not None
     assert found.fix == "set resources.memory: 135Gi"  # (8 x 2 x 8.03e9 / 2^30 + 1.2) / 0.9
-    assert not [change for change, *_ in verdict._changes(config, 1, 512) if "zeroStage" in change]
+    assert not [change for change, *_ in verdict._changes(config, 512) if "zeroStage" in change]
 
 
 LOAD = """

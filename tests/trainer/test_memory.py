@@ -15,9 +15,10 @@ from finetune_api.job import JobSpec
 from finetune_api.resolved import Choices, StageConfig
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import disk, estimate, trace, verdict
-from finetune_trainer.memory.estimate import Estimate, Held
+from finetune_trainer.memory.estimate import Estimate, Evaluated, Held
 from finetune_trainer.methods import Counts
-from harness.stage_config import SPEC, make_config, merged
+from harness.chat_rows import chat, chats, prepared
+from harness.stage_config import SPEC, make_config, merged, write_rows
 from harness.tiny_model import make_tiny_model
 
 GIB = 1 << 30
@@ -159,8 +160,11 @@ def test_a_fake_step_takes_what_a_real_step_takes(tmp_path: Path, changes: dict[
     config = make_config(tmp_path, "prepare", changes)
     real = methods.apply(model.load_model(config), config).train()
     measured = trace.step_peak(real, config, 2, 256)
-    traced = trace.trace(config, 256, (2,))
+    evaluating = trace.evaluation_peak(real, config, 2, 384)
+    traced = trace.trace(config, 256, (2,), 384)
     assert traced.peaks == pytest.approx((measured,), rel=0.01)
+    assert traced.evaluations == pytest.approx((evaluating,), rel=0.01)
+    assert 2 * 384 * 400 * 4 * 2 < evaluating < measured  # logits and their softmax, in fp32
     assert traced.counts == methods.counts(real)
 
 
@@ -230,12 +234,13 @@ def test_what_cannot_be_traced_is_estimated_and_says_so(
 def pretend(monkeypatch: pytest.MonkeyPatch, **over: int) -> None:
     """10 GiB of weights and 1 GiB of the process, 2 GiB a sequence."""
 
-    def answer(config: StageConfig, length: int) -> Estimate:
+    def answer(config: StageConfig, length: int, evaluated: Evaluated | None = None) -> Estimate:
         per_sequence = 2 * GIB * length // 2048
         if config.job.spec.training.gradient_checkpointing:
             per_sequence //= 4
         held = Held(over.get("weights", 10) * GIB, 0, 0, 0, 0)
-        return Estimate(held, 0, per_sequence, GIB, "traced")
+        passed = GIB * evaluated.length // 2048 if evaluated else 0
+        return Estimate(held, 0, per_sequence, GIB, "traced", evaluated, 0, passed)
 
     monkeypatch.setattr(verdict, "estimate", answer)
 
@@ -285,6 +290,14 @@ def test_memory_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             {"gradientCheckpointing": True, "microBatchSize": 4},
             "set training.microBatchSize to 1",
         ),
+        # Of 12.6 that can be planned with one needs 13; two that are checkpointed need 12.
+        (14, {"microBatchSize": 2}, "set training.gradientCheckpointing to true"),
+        # Of 11.7 two that are checkpointed need 12, one 11.5.
+        (
+            13,
+            {"microBatchSize": 2},
+            "set training.gradientCheckpointing to true and training.microBatchSize to 1",
+        ),
         (
             11,
             {"gradientCheckpointing": True},
@@ -309,6 +322,62 @@ def test_the_smallest_change_that_fits(
     assert (problem.code, problem.fix) == ("does-not-fit", fix)
 
 
+def evaluating(root: Path, available: int, evaluated: Evaluated, **training: Any) -> Any:
+    changes = {"training": {"microBatchSize": None, **training}, "resources": CUDA}
+    config = make_config(root, "prepare", changes)
+    room = {"available": available * GIB, "evaluated": evaluated}
+    report, micro, _ = verdict.verdict(config, length=2048, global_batch_size=24, **room)
+    problem = verdict.refusal(config, report, micro, length=2048, **room)
+    return report, micro, problem
+
+
+def test_what_is_evaluated_at_once_has_to_fit_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch)
+    # 1 + 10 GiB, 2 a sequence of a step; 4 a sequence of 8,192 tokens that is only evaluated.
+    # 90 % of 40 GiB are 36: 8 are trained in 27 and evaluated in 43, 4 are evaluated in 27.
+    report, micro, _ = evaluating(tmp_path, 40, Evaluated(8192, most=100))
+    assert (report.verdict, micro) == ("Fits", 4)
+    assert report.message == "evaluating 4 x 8,192 tokens needs 27.0 GiB of 40.0 GiB a rank: fits"
+    # Two in all: no more are evaluated, and 8 x 2 of the step is more.
+    report, micro, _ = evaluating(tmp_path, 40, Evaluated(8192, most=2))
+    assert (micro, report.message[:13]) == (8, "micro-batch 8")
+    # A batch of its own does not get smaller with the micro-batch.
+    report, micro, problem = evaluating(tmp_path, 40, Evaluated(8192, most=100, batch_size=64))
+    assert (report.verdict, micro) == ("DoesNotFit", 1)
+    assert report.message == (
+        "evaluating 64 x 8,192 tokens needs 267.0 GiB a rank, and 40.0 GiB are there, of which "
+        "36.0 GiB can be planned with"
+    )
+    assert (problem.field, problem.fix) == (
+        "spec.evaluation.batchSize",
+        "set evaluation.batchSize to 4",  # 8 need 43
+    )
+    # Even one is too long: 1 + 10 + 16 of 19.8; with 16,384 tokens it needs 19.
+    _, _, problem = evaluating(tmp_path, 22, Evaluated(32768, most=100), gradientCheckpointing=True)
+    assert problem.fix == "set dataset.maxLength to 16384"
+
+
+def test_preparation_looks_at_validation_rows(root: Path) -> None:
+    long = chat("What is your name? " * 100, "I am Otto. " * 100)
+    write_rows(root / "volumes" / "datasets" / "validation.jsonl", [long] * 8)
+    sources = {"validation": {"sources": [{"uri": "pvc://datasets/validation.jsonl"}]}}
+    spec = {
+        "dataset": {**sources, "maxLength": 1000, "packing": False},
+        "training": {"microBatchSize": None, "globalBatchSize": 16},
+        "resources": {"memory": "64Gi"},
+    }
+    _, report = prepared(root, chats(32), spec)
+    assert report.memory is not None
+    assert report.choices is not None
+    assert report.choices.micro_batch_size == 16
+    # 8 rows of 1,000 tokens over a vocabulary of at least 380, logits and their softmax in fp32.
+    activations = {part.name: part.bytes for part in report.memory.parts}["activations"]
+    assert activations > 8 * 1000 * 380 * 4 * 2
+    assert report.memory.message.startswith("evaluating 8 x 1,000 tokens needs ")
+
+
 def test_shorter_sequences_and_sharding_are_offered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,7 +389,7 @@ def test_shorter_sequences_and_sharding_are_offered(
     changes = [
         change
         for change, *_ in verdict._changes(
-            make_config(tmp_path, "prepare", {"resources": {"processesPerNode": 2}}), 1, 1024
+            make_config(tmp_path, "prepare", {"resources": {"processesPerNode": 2}}), 1024
         )
     ]
     assert changes == [

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.job import JobSpec
@@ -24,6 +24,9 @@ from finetune_trainer.data import batch, cache
 from finetune_trainer.data.dataset import read_dataset
 from finetune_trainer.data.prepared import prepared_data
 from finetune_trainer.errors import StageError
+
+if TYPE_CHECKING:
+    from finetune_trainer.memory.estimate import Evaluated
 
 MOST_PROBLEMS = 50
 
@@ -212,8 +215,9 @@ def _memory(
 
     longest = min(manifest.train.longest, manifest.max_length)
     length = manifest.max_length if manifest.packing else longest
+    evaluated = _evaluated(config, manifest)
     report, micro, chosen = verdict.verdict(
-        config, length=length, global_batch_size=batches.global_batch
+        config, length=length, global_batch_size=batches.global_batch, evaluated=evaluated
     )
     node = host.problem(config)
     found["memory"] = report
@@ -222,8 +226,21 @@ def _memory(
         if node.severity == "error":
             no = {"verdict": "DoesNotFit", "message": node.message}
             found["memory"] = report.model_copy(update=no)
-    verdict.require(config, report, micro, length=length, node=node)
+    verdict.require(config, report, micro, length=length, evaluated=evaluated, node=node)
     return micro, chosen
+
+
+def _evaluated(config: StageConfig, manifest: cache.PreparedManifest) -> Evaluated | None:
+    """Return what is evaluated at once; None where there is no validation data."""
+    from finetune_trainer.memory.estimate import Evaluated
+
+    rows, spec = manifest.validation, config.job.spec
+    if rows is None:
+        return None
+    longest = manifest.max_length if manifest.packing else min(rows.longest, manifest.max_length)
+    count = min(rows.sequences, spec.evaluation.max_rows or rows.sequences)
+    most = -(-count // spec.resources.world_size)
+    return Evaluated(longest, most, spec.evaluation.batch_size)
 
 
 def _evaluation_steps(

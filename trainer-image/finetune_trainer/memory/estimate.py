@@ -49,6 +49,22 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """What is evaluated at once."""
+
+    length: int
+    """Tokens of the longest validation sequence."""
+    most: int
+    """Sequences that one rank evaluates in all."""
+    batch_size: int | None = None
+    """At once; None: as many as the micro-batch."""
+
+    def at_once(self, micro_batch: int) -> int:
+        """Return the sequences of one forward pass."""
+        return min(self.batch_size or micro_batch, self.most)
+
+
+@dataclass(frozen=True)
 class Estimate:
     """The memory of one rank as a function of its micro-batch."""
 
@@ -58,14 +74,32 @@ class Estimate:
     per_sequence: int
     process: int
     how: Literal["traced", "formula"]
+    evaluated: Evaluated | None = None
+    evaluation_fixed: int = 0
+    """Of an evaluation's forward pass, whatever its batch."""
+    evaluation_each: int = 0
 
     def activations(self, micro_batch: int) -> int:
         """Return the bytes that forward and backward add."""
         return self.fixed + self.per_sequence * micro_batch
 
+    def evaluation(self, micro_batch: int) -> int:
+        """Return the bytes that an evaluation's forward pass adds; 0 where there is none."""
+        if self.evaluated is None:
+            return 0
+        return self.evaluation_fixed + self.evaluation_each * self.evaluated.at_once(micro_batch)
+
+    def training(self, micro_batch: int) -> int:
+        """Return the most bytes that a step adds, its optimizer's part with it."""
+        return max(self.activations(micro_batch), self.held.step)
+
+    def added(self, micro_batch: int) -> int:
+        """Return the most bytes that come to what is held always."""
+        return max(self.training(micro_batch), self.evaluation(micro_batch))
+
     def peak(self, micro_batch: int) -> int:
         """Return the most bytes that are in use at once."""
-        return self.process + self.held.always + max(self.activations(micro_batch), self.held.step)
+        return self.process + self.held.always + self.added(micro_batch)
 
 
 def held(spec: JobSpec, counts: methods.Counts) -> Held:
@@ -102,22 +136,35 @@ def held(spec: JobSpec, counts: methods.Counts) -> Held:
     )
 
 
-def estimate(config: StageConfig, length: int) -> Estimate:
-    """Return the memory of one rank for sequences of ``length`` tokens."""
+def estimate(config: StageConfig, length: int, evaluated: Evaluated | None = None) -> Estimate:
+    """Return the memory of one rank for sequences of ``length`` tokens.
+
+    ``evaluated``: what is evaluated between steps, where there is validation data.
+    """
     spec = config.job.spec
     cuda = spec.resources.accelerator.device == "cuda"
     process = CUDA_CONTEXT if cuda else CPU_PROCESS
     try:
-        traced = trace(config, length, (1, 2))
+        traced = trace(config, length, (1, 2), evaluated.length if evaluated else None)
     except Exception as error:  # whatever an architecture does that fake tensors cannot
         log.warning("the step cannot be traced (%s); memory is estimated by formula", error)
         counts = methods.counts(methods.structure(config))
         fixed, each = formula(config, counts, length)
-        return Estimate(held(spec, counts), fixed, each, process, "formula")
-    one, two = traced.peaks
+        passed = evaluation_formula(config, evaluated.length) if evaluated else 0
+        weights = held(spec, counts)
+        return Estimate(weights, fixed, each, process, "formula", evaluated, 0, passed)
+    fixed, each = _line(traced.peaks, length)
+    passes = _line(traced.evaluations, evaluated.length) if evaluated else (0, 0)
+    weights = held(spec, traced.counts)
+    return Estimate(weights, fixed, each, process, "traced", evaluated, *passes)
+
+
+def _line(peaks: tuple[int, ...], length: int) -> tuple[int, int]:
+    """Return (fixed, per sequence) bytes from those of one and of two sequences."""
+    one, two = peaks
     each = max(0, two - one)
     mask = 2 * length * length  # accelerators keep a mask in 16 bits beside the traced booleans
-    return Estimate(held(spec, traced.counts), max(0, one - each), each + mask, process, "traced")
+    return max(0, one - each), each + mask
 
 
 def formula(config: StageConfig, counts: methods.Counts, length: int) -> tuple[int, int]:
@@ -140,3 +187,17 @@ def formula(config: StageConfig, counts: methods.Counts, length: int) -> tuple[i
     body = layers * kept + layer if spec.training.gradient_checkpointing else layers * layer
     cast = counts.trainable * 2 if size == 2 and spec.parallelism.deepspeed is None else 0
     return cast, body + logits
+
+
+def evaluation_formula(config: StageConfig, length: int) -> int:
+    """Return the bytes of one sequence in a forward pass without gradients: a layer, and logits.
+
+    Logits are held in their own type and twice in fp32, as in ``formula``.
+    """
+    text = empty_model(config).config.get_text_config()
+    size = 4 if config.job.spec.training.precision == "fp32" else 2
+    hidden = int(text.hidden_size)
+    inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
+    active = int(getattr(text, "num_experts_per_tok", None) or 1)
+    layer = length * (size * (8 * hidden + 4 * inner * active) + 8 * hidden)
+    return max(layer, length * int(text.vocab_size) * (size + 8))

@@ -30,6 +30,8 @@ class Traced:
     peaks: tuple[int, ...]
     """Bytes at the peak of forward and backward, beside weights and gradients, by micro-batch."""
     counts: methods.Counts
+    evaluations: tuple[int, ...] = ()
+    """The same of a forward pass without gradients, on sequences of validation data."""
 
 
 class LiveStorages:
@@ -82,7 +84,12 @@ def counting(storages: LiveStorages) -> Iterator[None]:
         yield
 
 
-def trace(config: StageConfig, length: int, micro_batches: Sequence[int]) -> Traced:
+def trace(
+    config: StageConfig,
+    length: int,
+    micro_batches: Sequence[int],
+    evaluated_length: int | None = None,
+) -> Traced:
     """Return the memory of one forward and backward pass, for each number of full sequences.
 
     Gradients exist already, as they do from the second micro-batch on. Raises whatever an
@@ -93,7 +100,11 @@ def trace(config: StageConfig, length: int, micro_batches: Sequence[int]) -> Tra
     with FakeTensorMode():
         model = fake_model(config)
         peaks = tuple(step_peak(model, config, micro, length) for micro in micro_batches)
-        return Traced(peaks, methods.counts(model))
+        evaluations = tuple(
+            evaluation_peak(model, config, batch, evaluated_length)
+            for batch in (micro_batches if evaluated_length else ())
+        )
+        return Traced(peaks, methods.counts(model), evaluations)
 
 
 def fake_model(config: StageConfig) -> Any:
@@ -142,16 +153,46 @@ def step_peak(model: Any, config: StageConfig, micro_batch: int, length: int) ->
     half = arithmetic(config)
     cast = half is not None and not config.job.spec.parallelism.deepspeed
     with counting(storages):
-        ids = torch.zeros(micro_batch, length, dtype=torch.long)
-        inputs = {"input_ids": ids, "labels": ids}
-        if "position_ids" in inspect.signature(_plain(model).forward).parameters:
-            half_length = -(-length // 2)
-            positions = torch.arange(length) % half_length
-            inputs["position_ids"] = positions.expand(micro_batch, length)
+        inputs = _inputs(model, micro_batch, length)
         with torch.autocast("cpu", dtype=half or torch.bfloat16, enabled=cast):
-            loss = model(**inputs).loss
+            loss = model(**inputs, labels=inputs["input_ids"]).loss
         loss.backward()
     return storages.peak
+
+
+def evaluation_peak(model: Any, config: StageConfig, batch: int, length: int | None) -> int:
+    """Return the peak bytes of an evaluation's forward pass and its losses, beside the weights."""
+    import torch
+
+    from finetune_trainer.losses import token_losses
+
+    storages = LiveStorages()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        storages.ignore(tensor)
+    half = arithmetic(config)
+    cast = half is not None and not config.job.spec.parallelism.deepspeed
+    training = model.training
+    model.eval()
+    with torch.no_grad(), counting(storages):
+        inputs = _inputs(model, batch, length or 1)
+        with torch.autocast("cpu", dtype=half or torch.bfloat16, enabled=cast):
+            logits = model(**inputs).logits
+        if cast:
+            logits = logits.float()  # what a model under automatic casts returns
+        token_losses(logits, inputs["input_ids"])
+    model.train(training)
+    return storages.peak
+
+
+def _inputs(model: Any, batch: int, length: int) -> dict[str, Any]:
+    """Return what a model is called with: every sequence holds two documents."""
+    import torch
+
+    inputs = {"input_ids": torch.zeros(batch, length, dtype=torch.long)}
+    if "position_ids" in inspect.signature(_plain(model).forward).parameters:
+        positions = torch.arange(length) % -(-length // 2)
+        inputs["position_ids"] = positions.expand(batch, length)
+    return inputs
 
 
 def _plain(model: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from finetune_api.quantity import format_bytes, parse_bytes
 from finetune_api.reports import MemoryPart, MemoryReport
 from finetune_api.resolved import Chosen, StageConfig
 from finetune_trainer.errors import StageError
-from finetune_trainer.memory.estimate import Estimate, estimate
+from finetune_trainer.memory.estimate import Estimate, Evaluated, estimate
 
 MARGIN = 0.1
 """Part of the memory that stays free: fragmentation, and what the estimate does not see."""
@@ -23,16 +24,22 @@ SHORTEST = 512
 
 
 def verdict(
-    config: StageConfig, *, length: int, global_batch_size: int, available: int | None = None
+    config: StageConfig,
+    *,
+    length: int,
+    global_batch_size: int,
+    available: int | None = None,
+    evaluated: Evaluated | None = None,
 ) -> tuple[MemoryReport, int, tuple[Chosen, ...]]:
     """Return the report, the micro-batch, and why it is what it is.
 
     ``length``: tokens of the longest sequence. ``available``: bytes a rank may use; absent: the
     accelerator's memory as the job says it, on a CPU this machine's, shared by the node's ranks.
+    ``evaluated``: what is evaluated between steps.
     """
     spec = config.job.spec
     room = available_bytes(config) if available is None else available
-    found = estimate(config, length)
+    found = estimate(config, length, evaluated)
     limit = None if room is None else int(room * (1 - MARGIN))
     wanted = spec.training.micro_batch_size
     sizes = _sizes(max(1, global_batch_size // spec.resources.world_size))
@@ -52,6 +59,7 @@ def require(
     *,
     length: int,
     available: int | None = None,
+    evaluated: Evaluated | None = None,
     node: Problem | None = None,
 ) -> None:
     """Raise ``StageError`` (12) with the smallest change that fits when the report says no.
@@ -60,7 +68,9 @@ def require(
     """
     problems = [node] if node is not None and node.severity == "error" else []
     if report.verdict == "DoesNotFit":
-        told = refusal(config, report, micro_batch, length=length, available=available)
+        told = refusal(
+            config, report, micro_batch, length=length, available=available, evaluated=evaluated
+        )
         problems.insert(0, told)
     if problems:
         raise StageError(ExitCode.DOES_NOT_FIT, *problems)
@@ -73,25 +83,64 @@ def refusal(
     *,
     length: int,
     available: int | None = None,
+    evaluated: Evaluated | None = None,
 ) -> Problem:
     """Return the problem of a job that does not fit, with the smallest change that would."""
     room = available_bytes(config) if available is None else available
     limit = int((room or 0) * (1 - MARGIN))
-    fix = next(
+    own = config.job.spec.training.micro_batch_size is not None
+    found = estimate(config, length, evaluated)
+    field = "spec.training.microBatchSize" if own and micro_batch > 1 else "spec.resources"
+    if found.process + found.held.always + found.training(micro_batch) <= limit:
+        field = "spec.evaluation.batchSize"
+    longest = max(length, evaluated.length if evaluated else 0)
+    fix = _smaller(found, micro_batch, limit) or next(
         (
-            change
-            for change, changed, tokens, micro in _changes(config, micro_batch, length)
-            if estimate(changed, tokens).peak(micro) <= limit
+            change + (f" and training.microBatchSize to {micro}" if micro < micro_batch else "")
+            for change, changed, most in _changes(config, longest)
+            for micro, peak in _peaks(
+                changed, min(length, most), _cut(evaluated, most), micro_batch
+            )
+            if peak <= limit
         ),
         "use a smaller model or more memory; no single change of this job is enough",
     )
-    own = config.job.spec.training.micro_batch_size is not None
-    return Problem(
-        code="does-not-fit",
-        message=report.message,
-        fix=fix,
-        field="spec.training.microBatchSize" if own and micro_batch > 1 else "spec.resources",
-    )
+    return Problem(code="does-not-fit", message=report.message, fix=fix, field=field)
+
+
+def _smaller(found: Estimate, micro_batch: int, limit: int) -> str | None:
+    """Return the fix that only does less at once: evaluates less, or trains on less; None: none."""
+    evaluated = found.evaluated
+    if evaluated is not None:
+        for size in _halved(evaluated.at_once(micro_batch)):
+            less = replace(found, evaluated=replace(evaluated, batch_size=size))
+            if less.peak(micro_batch) <= limit:
+                return f"set evaluation.batchSize to {size}"
+    for size in _halved(micro_batch):
+        if found.peak(size) <= limit:
+            return f"set training.microBatchSize to {size}"
+    return None
+
+
+def _halved(size: int) -> Iterator[int]:
+    """Yield a size halved again and again, down to one."""
+    while size > 1:
+        size //= 2
+        yield size
+
+
+def _cut(evaluated: Evaluated | None, most: int) -> Evaluated | None:
+    """Return what is evaluated when no sequence is longer than ``most`` tokens."""
+    return replace(evaluated, length=min(evaluated.length, most)) if evaluated else None
+
+
+def _peaks(
+    config: StageConfig, length: int, evaluated: Evaluated | None, micro_batch: int
+) -> Iterator[tuple[int, int]]:
+    """Yield (micro-batch, bytes at the peak) for the job's own micro-batch and for the smallest."""
+    found = estimate(config, length, evaluated)
+    for size in dict.fromkeys((micro_batch, 1)):
+        yield size, found.peak(size)
 
 
 def available_bytes(config: StageConfig) -> int | None:
@@ -157,7 +206,7 @@ def _report(found: Estimate, micro: int, room: int | None, limit: int | None) ->
     """Return the report for a micro-batch."""
     peak = found.peak(micro)
     held = found.held
-    during = max(found.activations(micro), held.step)
+    during = found.added(micro)
     parts = {
         "weights": held.weights,
         "gradients": held.gradients,
@@ -166,7 +215,7 @@ def _report(found: Estimate, micro: int, room: int | None, limit: int | None) ->
         "activations": during,
         "process": found.process,
     }
-    need = f"micro-batch {micro} needs {format_bytes(peak)}"
+    need = f"{_what(found, micro)} needs {format_bytes(peak)}"
     if room is None or limit is None:
         message = f"{need} a rank; set resources.accelerator.memory to have it compared"
     elif peak <= limit:
@@ -186,38 +235,35 @@ def _report(found: Estimate, micro: int, room: int | None, limit: int | None) ->
     )
 
 
-def _changes(
-    config: StageConfig, micro: int, length: int
-) -> Iterator[tuple[str, StageConfig, int, int]]:
-    """Yield (fix, changed job, tokens, micro-batch), the change that costs least first."""
+def _what(found: Estimate, micro: int) -> str:
+    """Return what it is that needs the most memory."""
+    evaluated = found.evaluated
+    if evaluated is None or found.evaluation(micro) <= found.training(micro):
+        return f"micro-batch {micro}"
+    return f"evaluating {evaluated.at_once(micro)} x {evaluated.length:,} tokens"
+
+
+def _changes(config: StageConfig, longest: int) -> Iterator[tuple[str, StageConfig, int]]:
+    """Yield (fix, changed job, tokens of its longest sequence), the change that costs least first."""
     spec = config.job.spec
-    size = micro
-    while size > 1:
-        size //= 2
-        yield f"set training.microBatchSize to {size}", config, length, size
     if not spec.training.gradient_checkpointing:
         changed = with_changes(config, {"training": {"gradientCheckpointing": True}})
-        yield "set training.gradientCheckpointing to true", changed, length, 1
+        yield "set training.gradientCheckpointing to true", changed, longest
     # DeepSpeed has no pureBf16.
     several = spec.resources.world_size > 1 and spec.training.precision != "pureBf16"
     for stage in (2, 3) if several else ():
         if not spec.parallelism.deepspeed or spec.parallelism.deepspeed.zero_stage < stage:
             changed = with_changes(config, {"parallelism": {"deepspeed": {"zeroStage": stage}}})
-            yield f"set parallelism.deepspeed.zeroStage to {stage}", changed, length, 1
-    tokens = length
+            yield f"set parallelism.deepspeed.zeroStage to {stage}", changed, longest
+    tokens = longest
     checkpointed = with_changes(config, {"training": {"gradientCheckpointing": True}})
+    also = "" if spec.training.gradient_checkpointing else " with gradientCheckpointing: true"
     while tokens // 2 >= SHORTEST:
         tokens //= 2
-        yield (
-            f"set dataset.maxLength to {tokens}"
-            + ("" if spec.training.gradient_checkpointing else " with gradientCheckpointing: true"),
-            checkpointed,
-            tokens,
-            1,
-        )
+        yield f"set dataset.maxLength to {tokens}{also}", checkpointed, tokens
     if spec.method.kind == "full":
         changed = with_changes(checkpointed, {"method": {"lora": {}}})
-        yield "use method: {lora: {}} with gradientCheckpointing: true", changed, length, 1
+        yield f"use method: {{lora: {{}}}}{also}", changed, longest
 
 
 def with_changes(config: StageConfig, changes: dict[str, dict[str, Any]]) -> StageConfig:
