@@ -125,7 +125,7 @@ class Progress(Document):
     gradient_norm: float | None = None
     tokens_per_second: Annotated[float, Field(ge=0)] = 0
     """Trained and untrained tokens of the model's input over all ranks."""
-    eta_seconds: Seconds | None = None
+    eta_seconds: Annotated[float, Field(ge=0, le=EXACT)] | None = None
     resumed_from: CheckpointRef | None = None
     checkpoint: CheckpointRef | None = None
     """The newest verified one of this claim."""

@@ -24,6 +24,8 @@ CONTAINERS = frozenset({"pytorch", "trainer"})
 MESSAGE_LIMIT = 512
 REPORT_LIMIT = 8192
 _LARGEST = 2**53
+_LARGEST_REAL = 1e305
+"""Above the perplexity of any loss that the trainer tells, and no sum of such numbers is infinite."""
 _KILLED, _SIGNALLED = 137, 143
 _CLOCKS = 10.0
 """Seconds by which the clocks of a cluster are taken to differ at most."""
@@ -136,7 +138,8 @@ def harmless(data: Any) -> Any:
         return {key: harmless(value) for key, value in data.items()}
     if isinstance(data, list):
         return [harmless(value) for value in data]
-    if isinstance(data, int | float) and not -_LARGEST < data < _LARGEST:
+    most = _LARGEST if isinstance(data, int) else _LARGEST_REAL
+    if isinstance(data, int | float) and not -most < data < most:
         raise ValueError("a number that no report holds")
     return data
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 
 import kopf
 import pytest
@@ -56,7 +57,8 @@ def test_progress_of_this_attempt_is_believed():
         b"[" * 60_000,
         body(step=2**53 - 1).replace(b"9007199254740991", b"1" + b"0" * 30),
         body(step=2**53 - 1).replace(b"9007199254740991", b"9" + b"0" * 18),
-        body(eta_seconds=1e300),
+        body(eta_seconds=9e15).replace(b"9000000000000000.0", b"1e300"),
+        body(step=7).replace(b'"step": 7', b'"step": 1e30'),
         body(loss=-1e308),
         body(tokens_per_second=1e308),
         body(goodput=Goodput(productive=1e308, lost=1e308)),
@@ -70,6 +72,8 @@ def test_anything_else_is_not(said):
 
 def test_large_numbers_that_a_status_can_hold_are_believed():
     assert accepted(body(step=2**53 - 1), SOURCE, None).step == 9_007_199_254_740_991
+    diverged = {"loss": 700.0, "perplexity": math.exp(700.0)}
+    assert accepted(body(evaluation=diverged), SOURCE, None).evaluation == diverged
 
 
 def test_an_older_claim_is_not_believed():
