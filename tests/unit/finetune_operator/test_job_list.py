@@ -151,3 +151,16 @@ def test_a_job_whose_deletion_nobody_told_is_let_go_of():
         await operator.puller.close()
 
     asyncio.run(run())
+
+
+def test_a_list_that_stumbles_over_one_object_is_made_again():
+    async def run():
+        operator = operator_of(Cluster(team=("bot",)))
+        listed = operator.worker.known.listed
+        operator.worker.known.listed = lambda body: body["nothing"]
+        assert await operator._tried("not listed", operator.jobs.read()) is False
+        operator.worker.known.listed = listed
+        assert await operator._tried("not listed", operator.jobs.read()) is True
+        assert waiting(operator) == {"team/bot"}
+
+    asyncio.run(run())
