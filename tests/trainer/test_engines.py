@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_api.names import Layout
+from finetune_trainer.memory import disk
 from harness.prepared_job import prepared_job, progress, train_here, values
 from harness.stage_config import write_config
 from harness.trainer_runs import ENGINES, METHODS, Driver, Run, trainer_driver
@@ -88,6 +89,13 @@ def test_bf16_under_every_engine(engine: str, driver: Driver, tmp_path: Path) ->
     )
     run = start(driver, config, tmp_path)
     assert run.wait() == 0, run.tail()
+    saved = progress(config).checkpoint
+    assert saved is not None
+    folder = Layout(Path(config.mounts.workspace)).root / saved.path
+    written = [p for p in folder.rglob("*") if p.suffix in {".pt", ".safetensors"}]
+    size = sum(path.stat().st_size for path in written)
+    # What comes to so few weights of a model is the library's own: some 40 kB.
+    assert disk.sizes(config).checkpoint == pytest.approx(size - 20_000, abs=20_000)
     losses = values(config, "loss")
     exact = prepared_job(tmp_path / "exact", spec("full", "ddp"), steps=4)
     assert train_here(exact, tmp_path / "scratch").code == 0

@@ -483,6 +483,17 @@ def test_sizes_of_a_real_job(tmp_path: Path) -> None:
     # 4096 trained weights: 4 bytes, and 8 of AdamW's moments.
     assert (lora.snapshot, lora.checkpoint, lora.output) == (16384, 49152, file + 16384)
     config = make_config(tmp_path, "prepare")
+    # Full, bf16: 2 bytes for the library, 2 again in the engine's file but where that is divided,
+    # and 12 of masters and moments. A layer has 9,280 weights, the embeddings 25,600, a norm 32.
+    weights = 2 * 9_280 + 25_600 + 32
+    for stage, each in ((1, 16), (2, 16), (3, 14)):
+        changes = {
+            "method": {"lora": None, "full": {}},
+            "training": {"precision": "bf16"},
+            "parallelism": {"ddp": None, "deepspeed": {"zeroStage": stage}},
+        }
+        full = disk.sizes(make_config(tmp_path, "prepare", changes))
+        assert (full.checkpoint, full.snapshot) == (each * weights, 2 * weights)
     # A second copy in another layout, as some repositories have, is no part of the output.
     (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     assert disk.sizes(config).output == lora.output

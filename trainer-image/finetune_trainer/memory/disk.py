@@ -57,8 +57,13 @@ def sizes(config: StageConfig) -> Sizes:
     base = sum(path.stat().st_size for path in weight_files(model_folder(config)))
     adapter = spec.method.kind != "full"
     output = (base if spec.output.merge or not adapter else 0) + (snapshot if adapter else 0)
+    engine = spec.parallelism.deepspeed
+    # Where ZeRO does not divide the weights, its own file of a checkpoint has them once more.
+    again = snapshot if engine and engine.zero_stage < 3 else 0
     return Sizes(
-        checkpoint=snapshot + int(counts.trainable * state), snapshot=snapshot, output=output
+        checkpoint=snapshot + again + int(counts.trainable * state),
+        snapshot=snapshot,
+        output=output,
     )
 
 
