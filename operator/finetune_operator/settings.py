@@ -6,7 +6,7 @@ import argparse
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import kopf
 from pydantic import Field, ValidationError
@@ -19,10 +19,13 @@ PREFIX = "FINETUNE_OPERATOR_"
 SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 
 
+Namespace = Annotated[str, Field(pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+
+
 class Settings(Document):
     """Every one is a flag ``--like-this`` and a variable ``FINETUNE_OPERATOR_LIKE_THIS``."""
 
-    namespaces: tuple[str, ...] = ()
+    namespaces: tuple[Namespace, ...] = ()
     """Namespaces to serve, separated by commas. None: all of them."""
     trainer_image: str = ""
     """Image of the trainer, by digest, where a profile names none."""
@@ -74,7 +77,10 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     } | given
     values: dict[str, object] = dict(found)
     if "namespaces" in found:
-        values["namespaces"] = tuple(n.strip() for n in found["namespaces"].split(",") if n.strip())
+        names = [name.strip() for name in found["namespaces"].split(",")]
+        values["namespaces"] = tuple(dict.fromkeys(name for name in names if name))
+        if not values["namespaces"]:
+            parser.error("--namespaces: it names none; leave it out to serve all of them")
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -137,6 +143,8 @@ def kopf_settings(workers: int) -> kopf.OperatorSettings:
     found.scanning.disabled = True
     found.posting.enabled = False
     found.persistence.diffbase_storage = NoHistory()
+    # What was told of an object last is held until its worker has nothing to do for so long.
+    found.queueing.idle_timeout = 0.1
     found.execution.max_workers = workers
     return found
 

@@ -253,14 +253,23 @@ def test_a_flag_wins_over_a_variable():
     found = read_settings(["--workers", "5"], environment)
     assert (found.workers, found.namespaces) == (5, ("a", "b"))
     assert read_settings([], {}).namespaces == ()
+    assert read_settings(["--namespaces", "b,a,b,"], {}).namespaces == ("b", "a")
 
 
 @pytest.mark.parametrize(
-    ("flags", "text"), [(["--workers", "0"], "--workers"), (["--probe-port", "x"], "--probe-port")]
+    ("flags", "environment", "text"),
+    [
+        (["--workers", "0"], {}, "--workers"),
+        (["--probe-port", "x"], {}, "--probe-port"),
+        ([], {"FINETUNE_OPERATOR_NAMESPACES": " , "}, "--namespaces: it names none"),
+        (["--namespaces", ""], {"FINETUNE_OPERATOR_NAMESPACES": "a"}, "--namespaces: it names"),
+        (["--namespaces", "a,team-*"], {}, "--namespaces: String should match pattern"),
+        (["--namespaces", "Team"], {}, "--namespaces: String should match pattern"),
+    ],
 )
-def test_a_setting_that_is_wrong_is_named(flags, text, capsys):
+def test_a_setting_that_is_wrong_is_named(flags, environment, text, capsys):
     with pytest.raises(SystemExit) as ended:
-        read_settings(flags, {})
+        read_settings(flags, environment)
     assert ended.value.code == 2
     assert text in capsys.readouterr().err
 
@@ -281,6 +290,7 @@ def test_the_library_writes_nothing_and_stands_alone():
     assert found.scanning.disabled is True
     assert found.watching.inactivity_timeout == 70
     assert found.watching.chunk_size == 50
+    assert found.queueing.idle_timeout == 0.1
 
 
 @pytest.mark.parametrize(
