@@ -40,6 +40,8 @@ EVENTS = 40.0
 """Requests that may go out for each Event while there is much to do."""
 AGAIN = 10.0
 """Seconds after which what is asked now and then is asked again that had no answer."""
+END = 5.0
+"""Seconds that parts have to end."""
 UNSERVED = 2.0
 """Seconds after which it is asked again whether the definitions are there."""
 DEEPEST = 30_000
@@ -112,22 +114,31 @@ class Operator:
         end = asyncio.create_task(told.wait())
         try:
             done, _ = await asyncio.wait({end, *parts}, return_when=asyncio.FIRST_COMPLETED)
-            return 0 if end in done else self._fallen(done, parts)
+            return 0 if end in done else await self._fallen(done, parts)
         finally:
             stop.set()
             for task in (end, *parts):
                 task.cancel()
-            await asyncio.wait({end, *parts}, timeout=5.0)
+            await asyncio.wait({end, *parts}, timeout=END)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.worker.recorder.flush(), 2.0)
             await self.puller.close()
             await self.kube.close()
             await server.cleanup()
 
-    def _fallen(self, done: set[asyncio.Task[Any]], parts: dict[asyncio.Task[None], str]) -> int:
-        for task in done & set(parts):
+    async def _fallen(
+        self, done: set[asyncio.Task[Any]], parts: dict[asyncio.Task[None], str]
+    ) -> int:
+        """Say which part has ended, and why."""
+        if all(task.cancelled() for task in done):
+            # The library, where it breaks, ends every task of the loop, and itself at last.
+            done, _ = await asyncio.wait(parts, timeout=END, return_when=asyncio.FIRST_EXCEPTION)
+        errors = {
+            task: None if task.cancelled() else task.exception() for task in done & set(parts)
+        }
+        broken = {task: error for task, error in errors.items() if error is not None}
+        for task, error in (broken or errors).items():
             self.health.stopped = parts[task]
-            error = None if task.cancelled() else task.exception()
             log.error("%s has stopped; the process ends", parts[task], exc_info=error)
         return 1
 
