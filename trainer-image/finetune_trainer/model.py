@@ -134,26 +134,39 @@ def load_model(config: StageConfig, *, device: str = "cpu") -> PreTrainedModel:
     Under ZeRO-3 the caller keeps an ``HfDeepSpeedConfig`` alive, so that weights are divided while
     they are loaded, and leaves ``device`` alone.
     """
+    model, _ = read(config, model_folder(config))
+    return model if device == "cpu" else model.to(device)
+
+
+def read(
+    config: StageConfig, folder: Path, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the model with the weights of a folder, and what the library says of their names.
+
+    ``options`` are further ones of ``from_pretrained``.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     spec = config.job.spec
     model_config = load_model_config(config)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_folder(config),
+    model, told = AutoModelForCausalLM.from_pretrained(
+        folder,
         config=model_config,
         dtype=load_dtype(config),
         attn_implementation=attention(config, model_config),
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=spec.model.remote_code,
+        output_loading_info=True,
+        **options,
     )
     model.config.use_cache = False
     if spec.training.gradient_checkpointing:
         # Without re-entrance the recomputation works under frozen inputs and keeps RNG state.
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return model if device == "cpu" else model.to(device)
+    return model, told
 
 
 def empty_model(config: StageConfig) -> PreTrainedModel:

@@ -26,7 +26,6 @@ from finetune_trainer import (
     devices,
     losses,
     masks,
-    methods,
     model,
     optimizers,
     parallelism,
@@ -40,7 +39,7 @@ from finetune_trainer.callbacks.hang import Watchdog
 from finetune_trainer.callbacks.meter import Meter
 from finetune_trainer.callbacks.progress import Reporter, peak_memory
 from finetune_trainer.callbacks.signals import Agreement, Signals
-from finetune_trainer.checkpoint import restore, rng
+from finetune_trainer.checkpoint import restore, rng, trained
 from finetune_trainer.checkpoint.gang import PATIENCE, Gang
 from finetune_trainer.checkpoint.save import Checkpoints
 from finetune_trainer.data import cache
@@ -84,7 +83,7 @@ def train(
 
     data = datasets(config, gang)
     tokenizer = model.load_tokenizer(config)
-    network = methods.apply(model.load_model(config), config)
+    network = trained.network(config, start.folder)
     if start.folder is not None:
         restore.method_state(network, config, start.folder)
     # Counting operations walks over all parameters at every micro-batch; nobody reads it.

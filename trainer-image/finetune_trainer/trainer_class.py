@@ -1,4 +1,4 @@
-"""The trainer: transformers' own, with six methods that each call into a module of ours."""
+"""The trainer: transformers' own, with seven methods that each call into a module of ours."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from finetune_trainer.callbacks.evaluation import Evaluation
 from finetune_trainer.callbacks.finite import Finite
 from finetune_trainer.callbacks.meter import Meter
 from finetune_trainer.callbacks.signals import Signals
-from finetune_trainer.checkpoint import rng
+from finetune_trainer.checkpoint import rng, trained
 from finetune_trainer.checkpoint.gang import Gang
+from finetune_trainer.checkpoint.save import is_adapter
 from finetune_trainer.loader import loader
 from finetune_trainer.order import GlobalBatches
 
@@ -72,6 +73,11 @@ def of(base: type[Any]) -> type[Any]:
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             self.parts.signals.save(self)
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if is_adapter(self):  # full fine-tuning has the weights already: see checkpoint.trained
+                with trained.whole(Path(resume_from_checkpoint)):
+                    super()._load_from_checkpoint(resume_from_checkpoint, model)
 
         def _load_rng_state(self, checkpoint: str | None) -> None:
             if checkpoint is not None:

@@ -1,6 +1,6 @@
 """Claims, checkpoints, and exact resume.
 
-The trainer uses four things, in this order:
+The trainer uses these, in this order:
 
 ``gang.Gang(rank, world_size, group)``
     The ranks and the gloo group over which they exchange small objects.
@@ -9,6 +9,8 @@ The trainer uses four things, in this order:
     ``Trainer.train(resume_from_checkpoint=...)``; ``Start.claim``, ``Start.resume`` and
     ``Start.rejected`` go into the reports. ``restore.method_state(model, config, folder)`` before
     the first step of a resumed run.
+``trained.network(config, folder)``
+    The model with the trained weights, or one that refuses to be given less than all of them.
 ``save.Checkpoints(config, start, gang)``
     One a rank, for the time of training: ``mark()`` first thing at the end of each optimizer step
     (and once before the first), ``save(trainer, reason, evaluation)`` from ``_save_checkpoint``,

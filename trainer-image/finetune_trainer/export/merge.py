@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_api.exit_codes import ExitCode
 from finetune_api.problem import Problem
 from finetune_api.resolved import StageConfig
+from finetune_trainer.checkpoint import trained
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory.verdict import machine_memory
 from finetune_trainer.model import attention, load_model_config, model_folder
@@ -66,7 +67,10 @@ def working_dtype(config: StageConfig) -> torch.dtype:
 
 
 def load_trained(config: StageConfig, checkpoint: Path, dtype: torch.dtype) -> Any:
-    """Return what was trained, before any merge: the full model, or base and adapter."""
+    """Return what was trained, before any merge: the full model, or base and adapter.
+
+    Raises ``StageError`` (15) when the checkpoint does not have all of it.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -74,7 +78,7 @@ def load_trained(config: StageConfig, checkpoint: Path, dtype: torch.dtype) -> A
     spec = config.job.spec
     adapter = spec.method.kind != "full"
     model_config = load_model_config(config)
-    model = AutoModelForCausalLM.from_pretrained(
+    model, told = AutoModelForCausalLM.from_pretrained(
         model_folder(config) if adapter else checkpoint,
         config=model_config,
         dtype=dtype,
@@ -82,8 +86,11 @@ def load_trained(config: StageConfig, checkpoint: Path, dtype: torch.dtype) -> A
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=spec.model.remote_code,
+        ignore_mismatched_sizes=not adapter,  # those of a checkpoint are named below
+        output_loading_info=True,
     )
     if not adapter:
+        trained.check_read(checkpoint, told)
         return model.eval()
     missing = [name for name in ADAPTER_FILES if not (checkpoint / name).is_file()]
     if missing:
@@ -97,7 +104,11 @@ def load_trained(config: StageConfig, checkpoint: Path, dtype: torch.dtype) -> A
         )
     import peft
 
-    return peft.PeftModel.from_pretrained(model, checkpoint, is_trainable=False).eval()
+    adapted = peft.PeftModel.from_pretrained(model, checkpoint, is_trainable=False)
+    wanted = set(peft.get_peft_model_state_dict(adapted))
+    found = set(names_in(checkpoint / ADAPTER_FILES[0]))
+    trained.check(checkpoint, wanted - found, found - wanted)  # peft only warns
+    return adapted.eval()
 
 
 def merge(model: Any) -> Any:
@@ -130,8 +141,9 @@ def save(model: Any, folder: Path, dtype: torch.dtype, end_tokens: list[int]) ->
 def _compare(model: Any, folder: Path) -> None:
     """Raise ``StageError`` when the files do not hold the model's weights."""
     import torch
+    from transformers.core_model_loading import revert_weight_conversion
 
-    state = model.state_dict()
+    state = revert_weight_conversion(model, model.state_dict())  # under the names of the files
     for name, tensor in _written(folder):
         if name not in state or not torch.equal(state[name], tensor):
             raise StageError(
@@ -143,6 +155,14 @@ def _compare(model: Any, folder: Path) -> None:
                     field="spec.output.uri",
                 ),
             )
+
+
+def names_in(path: Path) -> list[str]:
+    """Return the names of the tensors of a file of safetensors."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as tensors:
+        return list(tensors.keys())
 
 
 def _written(folder: Path) -> Iterator[tuple[str, Any]]:
