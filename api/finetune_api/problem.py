@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from finetune_api.document import Document
+
+
+def _fitted(most: int) -> BeforeValidator:
+    """Cut text that is too long, and show what is no UTF-8 in it.
+
+    What a user has written is repeated in the words about it, whatever it is.
+    """
+
+    def fit(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        value = value.encode("utf-8", "backslashreplace").decode()
+        return value if len(value) <= most else value[: most - 3] + "..."
+
+    return BeforeValidator(fit)
+
+
+_Words = Annotated[str, _fitted(1024), Field(max_length=1024)]
+_Place = Annotated[str, _fitted(512), Field(max_length=512)]
 
 
 class Problem(Document):
@@ -12,11 +33,11 @@ class Problem(Document):
 
     code: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)
     """Stable kebab-case code, listed in ``docs/reference.md``."""
-    message: str = Field(max_length=1024)
-    fix: str = Field(default="", max_length=1024)
-    field: str | None = Field(default=None, max_length=512)
+    message: _Words
+    fix: _Words = ""
+    field: _Place | None = None
     """Path in the object, such as ``spec.training.microBatchSize``; list items as ``[2]``."""
-    file: str | None = Field(default=None, max_length=1024)
+    file: _Words | None = None
     line: int | None = Field(default=None, ge=1)
     column: int | None = Field(default=None, ge=1)
     rows: tuple[int, ...] = Field(default=(), max_length=10)

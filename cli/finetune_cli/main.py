@@ -7,6 +7,8 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from types import ModuleType
 
 VERBS = {
@@ -25,9 +27,15 @@ and ``main(arguments) -> int``; only the module of the verb at hand is imported.
 _EXTRAS = {"rich": "cli", "ruamel": "cli", "kubernetes": "cli", "kopf": "operator"}
 
 
+CUT_OFF = 141
+"""Exit code of a verb whose reader has gone away: that of a process that SIGPIPE has ended."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    code: int | None = None
+    _open_streams()
     try:
         arguments, module = _parse(words)
         code = int(module.main(arguments))
@@ -44,11 +52,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     except BrokenPipeError:
-        # Whoever read the output has gone; Python must not complain about it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _hush()
+        return CUT_OFF if code is None else code
+    except OSError as error:
+        _say(f"finetune: cannot go on: {_words(error)}")
+        _hush()
+        return code or 1
     except KeyboardInterrupt:
         return 130
+
+
+def _open_streams() -> None:
+    """Let every output take every text, and be the null device where it was closed (``>&-``).
+
+    A path may hold bytes that are no text, and no other file may get the number of an output.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _words(error: OSError) -> str:
+    named = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{named}"
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _hush() -> None:
+    """Send what is left of the outputs nowhere: Python must not complain about it at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _parse(words: list[str]) -> tuple[argparse.Namespace, ModuleType]:

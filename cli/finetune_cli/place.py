@@ -7,6 +7,7 @@ here is looked for in the cluster. ``kubectl finetune`` means the cluster.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,11 +69,14 @@ def is_plugin() -> bool:
 def find(job: str, workspace: Path) -> Layout | None:
     """Return the folder of a job, from its name or from the folder itself."""
     folder = Path(job)
-    if (folder / "status.json").is_file():
-        return Layout(folder)
-    if not job or "/" in job:
+    try:
+        if (folder / "status.json").is_file():
+            return Layout(folder)
+        folders = [] if not job or "/" in job else list(folders_of(workspace, job))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         return None
-    folders = list(folders_of(workspace, job))
     return Layout(folders[-1]) if folders else None
 
 

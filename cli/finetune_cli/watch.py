@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+from time import sleep
 
 from finetune_api.names import Layout
 from finetune_api.problem import Refused
@@ -13,8 +13,15 @@ from finetune_cli import place, problem_lines
 from finetune_cli.closing import failure_lines, summary
 from finetune_cli.cluster.follow import follow
 from finetune_cli.run.command import open_view
+from finetune_cli.run.lock import is_held
 from finetune_cli.run.look import read
+from finetune_cli.run.processes import alive
 from finetune_cli.run.record import Record, read_record
+
+LOOK = 0.5
+"""Seconds between two looks."""
+LEFT = 3.0
+"""Seconds after which a job of this machine that nobody works on is not waited for."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,8 +31,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="follow a job that runs",
         description="Show a job until it has ended: one of this machine, if there is one of this"
         " name, else one of the cluster. Changes nothing; Ctrl-C ends the watching, not the job.",
-        epilog="Exit codes: 0 succeeded, or goes on (--once); 1 failed, was deleted, or cannot be"
-        " watched; 130 stopped with Ctrl-C.",
+        epilog="Exit codes: 0 succeeded, or goes on (--once); 1 failed, was deleted, is left by the"
+        " finetune run that worked on it, or cannot be watched; 130 stopped with Ctrl-C.",
     )
     place.add_arguments(parser)
     parser.add_argument("--once", action="store_true", help="show the state once and leave")
@@ -46,18 +53,33 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _local(layout: Layout, *, once: bool) -> int:
     record = read_record(layout.status)
+    name = record.metadata.name
     view = open_view()
-    view.say(f"{record.metadata.name}  {layout.root.resolve()}")
+    left = 0
     try:
+        view.say(f"{name}  {layout.root.resolve()}")
         while True:
             view.show(record, read(Progress, layout.progress, record.metadata.uid))
             if record.status.outcome is not None or once:
                 break
-            time.sleep(0.5)
+            left = 0 if _worked_on(record, layout) else left + 1
+            if left * LOOK > LEFT:
+                view.say(
+                    f"no finetune run works on {name}: the same command as before goes on with it"
+                )
+                return 1
+            sleep(LOOK)
             record = read_record(layout.status)
     finally:
         view.close()
     return _close(record, layout)
+
+
+def _worked_on(record: Record, layout: Layout) -> bool:
+    """Tell whether a ``finetune run`` works on a job, or processes that a killed one has left."""
+    if is_held(layout.root.resolve().parent, record.metadata.name):
+        return True
+    return any(alive(kept) for child in record.children for kept in child.kept)
 
 
 def _close(record: Record, layout: Layout) -> int:

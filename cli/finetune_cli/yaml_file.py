@@ -81,7 +81,7 @@ def _text(path: str, name: str) -> str:
     """Return the text of a file."""
     try:
         if path == STDIN:
-            raw = sys.stdin.buffer.read(MOST_BYTES + 1)
+            raw = b"" if sys.stdin is None else sys.stdin.buffer.read(MOST_BYTES + 1)
         else:
             with Path(path).open("rb") as handle:
                 raw = handle.read(MOST_BYTES + 1)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from finetune_api.problem import Problem, Refused
@@ -128,7 +128,20 @@ def connect(arguments: argparse.Namespace) -> Connection:
                 " http://name:port",
             )
         ) from error
-    return Connection(client, arguments.namespace or namespace, place)
+    return Connection(client, _namespace(arguments.namespace or namespace), place)
+
+
+def _namespace(name: str) -> str:
+    """Return a namespace; raises ``Refused`` for one that cannot stand in a path of the API."""
+    if name.isascii() and name.isprintable():
+        return name
+    raise Refused(
+        Problem(
+            code="namespace-malformed",
+            message=f"no namespace can be called {name}",
+            fix="name the namespace of the job with -n: small letters, digits and hyphens",
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -203,7 +216,9 @@ class Connection:
             raise NoAnswer(f"what answers is no API server: {error}") from error
         finally:
             answer.release_conn()
-        return cast(dict[str, Any], found)
+        if not isinstance(found, dict):
+            raise NoAnswer("what answers is no API server: its answer is no object")
+        return found
 
 
 def _check_token(headers: dict[str, str], place: str) -> None:

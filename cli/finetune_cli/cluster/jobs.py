@@ -14,7 +14,7 @@ from finetune_api.names import workspace_claim, workspace_folder
 from finetune_api.problem import Problem, Refused
 from finetune_api.reports import Progress
 from finetune_api.status import JobStatus
-from finetune_cli.cluster.connection import ApiRefusal, Cluster, refused
+from finetune_cli.cluster.connection import ApiRefusal, Cluster, NoAnswer, refused
 from finetune_operator.resolve.paths import look
 
 ROOT = f"/apis/{API_VERSION}"
@@ -74,17 +74,23 @@ def jobs_path(namespace: str, name: str = "") -> str:
 
 def parse(body: Mapping[str, Any]) -> ClusterJob:
     """Return a job; what a newer operator says beyond what this client knows is left out."""
-    metadata = body.get("metadata") or {}
+    metadata = _section(body, "metadata")
+    generation = metadata.get("generation")
     return ClusterJob(
         name=str(metadata.get("name") or ""),
         namespace=str(metadata.get("namespace") or ""),
         uid=str(metadata.get("uid") or ""),
         version=str(metadata.get("resourceVersion") or ""),
         created=str(metadata.get("creationTimestamp") or ""),
-        generation=int(metadata.get("generation") or 0),
-        spec=body.get("spec") or {},
-        status=read_status(body.get("status") or {}),
+        generation=generation if isinstance(generation, int) else 0,
+        spec=_section(body, "spec"),
+        status=read_status(_section(body, "status")),
     )
+
+
+def _section(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = body.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def read_status(data: Mapping[str, Any]) -> JobStatus:
@@ -141,10 +147,15 @@ def read_job(cluster: Cluster, name: str) -> ClusterJob:
 
     Raises ``Refused`` where it is not there, or cannot be read, and ``NoAnswer``.
     """
+    if not name.isascii():
+        raise not_found(cluster, name)
     try:
-        return parse(cluster.get(jobs_path(cluster.namespace, name)))
+        body = cluster.get(jobs_path(cluster.namespace, name))
     except ApiRefusal as error:
         raise missing(error, cluster, name) from error
+    if look(body, "metadata", "name") != name or not look(body, "metadata", "uid"):
+        raise NoAnswer("what answers is no API server: its answer is not the job")
+    return parse(body)
 
 
 def missing(error: ApiRefusal, cluster: Cluster, name: str) -> Refused:

@@ -21,7 +21,8 @@ from finetune_api.reports import CompletionManifest, Progress
 from finetune_api.resolved import ResolvedJob
 from finetune_cli import job_file, problem_lines
 from finetune_cli.closing import failure_lines, stopped_line, summary
-from finetune_cli.run.local import LocalRun, Lock, View
+from finetune_cli.run.local import LocalRun, View
+from finetune_cli.run.lock import Lock
 from finetune_cli.run.look import read
 from finetune_cli.run.record import (
     Record,
@@ -31,7 +32,7 @@ from finetune_cli.run.record import (
     new_metadata,
     read_record,
 )
-from finetune_cli.run.volumes import check_volumes, parse_volumes
+from finetune_cli.run.volumes import check_volumes, is_text, parse_volumes
 from finetune_cli.view import PlainView, RichView
 from finetune_cli.yaml_file import YamlDocument
 from finetune_operator.observed import Live
@@ -114,17 +115,22 @@ def _located(document: YamlDocument) -> Iterator[None]:
 
 def _workspace(text: str) -> Path:
     """Return the folder of all jobs; raises ``Refused`` where it cannot be one."""
-    folder = Path(text).expanduser().resolve()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if there.is_dir() and os.access(there, os.W_OK):
-        return folder
-    what = "cannot be written" if there.is_dir() else "is a file, not a folder"
+    try:
+        folder = Path(text).expanduser().resolve()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not is_text(folder):
+            what = f"{folder} has a name that is no UTF-8"
+        elif not there.is_dir():
+            what = f"{there} is a file, not a folder"
+        elif not os.access(there, os.W_OK):
+            what = f"{there} cannot be written"
+        else:
+            return folder
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        what = f"{text[:80]} cannot be used: {reason}"
     raise Refused(
-        Problem(
-            code="workspace-unusable",
-            message=f"{there} {what}",
-            fix="name another folder with --workspace",
-        )
+        Problem(code="workspace-unusable", message=what, fix="name another folder with --workspace")
     )
 
 
@@ -153,7 +159,7 @@ def _new(
 
 
 def _run(layout: Layout, record: Record, live: Live) -> int:
-    view = open_view()
+    view = open_view(lasting=True)
     runner = LocalRun(layout, _again(record, view), live, view)
     failed: OSError | None = None
     try:
@@ -232,16 +238,26 @@ def _interrupts(runner: LocalRun) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def open_view() -> PlainView | RichView:
-    """Return a live view on a terminal, and lines elsewhere."""
+def open_view(*, lasting: bool = False) -> PlainView | RichView:
+    """Return a live view on a terminal that can move its cursor, and lines elsewhere.
+
+    ``lasting``: the work goes on when nobody reads the lines any more. Otherwise a reader that has
+    gone away raises ``BrokenPipeError``.
+    """
     if sys.stdout.isatty():
         from rich.console import Console
 
-        return RichView(Console())
-    return PlainView(_line)
+        console = Console()
+        if not console.is_dumb_terminal:
+            return RichView(console)
+    return PlainView(_lasting_line if lasting else _line)
 
 
 def _line(text: str) -> None:
+    print(text, flush=True)
+
+
+def _lasting_line(text: str) -> None:
     """Write a line; a reader that has gone away is no reason to leave a job alone."""
     try:
         print(text, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -19,7 +18,6 @@ from types import FrameType
 from typing import Protocol
 
 from finetune_api.names import Layout
-from finetune_api.problem import Problem, Refused
 from finetune_api.reports import Progress
 from finetune_api.resolved import Attempt, Mounts, Stage, StageConfig
 from finetune_api.status import Child, Ledger
@@ -314,38 +312,6 @@ class LocalRun:
         changed = child.model_copy(update=changes)
         children = tuple(changed if c.uid == child.uid else c for c in self.record.children)
         self._write(self.record.model_copy(update={"children": children}))
-
-
-class Lock:
-    """The right to run the jobs of one name in a workspace, held by one process at a time."""
-
-    def __init__(self, workspace: Path, name: str) -> None:
-        """Take it; raises ``Refused`` when another process has it."""
-        workspace.mkdir(parents=True, exist_ok=True)
-        path = workspace / f".{name}.lock"
-        self._stream = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._stream.seek(0)
-            holder = self._stream.read().strip() or "unknown"
-            self._stream.close()
-            raise Refused(
-                Problem(
-                    code="already-running",
-                    file=str(workspace),
-                    message=f"another finetune run works on {name} (process {holder})",
-                    fix=f"follow it with: finetune watch {name} --workspace {workspace};"
-                    " or stop it first with Ctrl-C",
-                )
-            ) from error
-        self._stream.truncate(0)
-        self._stream.write(str(os.getpid()))
-        self._stream.flush()
-
-    def release(self) -> None:
-        """Give it back; the file stays."""
-        self._stream.close()
 
 
 def _free_port() -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from finetune_api.job import JobSpec
 from finetune_api.problem import Problem, Refused
 from finetune_api.source import parse_uri
+from finetune_operator.resolve.wording import cut
 
 
 def parse_volumes(texts: Sequence[str]) -> dict[str, Path]:
@@ -29,7 +30,7 @@ def parse_volumes(texts: Sequence[str]) -> dict[str, Path]:
                 )
             )
             continue
-        path = Path(folder).expanduser()
+        path, what = _looked_at(folder)
         if claim in volumes:
             problems.append(
                 Problem(
@@ -38,20 +39,40 @@ def parse_volumes(texts: Sequence[str]) -> dict[str, Path]:
                     fix="keep one of them",
                 )
             )
-        elif not path.is_dir():
-            what = "is a file, not a folder" if path.exists() else "does not exist"
+        elif what:
             problems.append(
                 Problem(
                     code="volume-missing",
-                    message=f"the folder {folder} of --volume {text} {what}",
+                    message=f"the folder {cut(folder, 400)} of --volume {cut(text, 400)} {what}",
                     fix="name a folder that exists; its subfolders are the paths in the claim",
                 )
             )
         else:
-            volumes[claim] = path.resolve()
+            volumes[claim] = path
     if problems:
         raise Refused(*problems)
     return volumes
+
+
+def _looked_at(text: str) -> tuple[Path, str]:
+    """Return a folder of this machine, and what is wrong with it."""
+    try:
+        path = Path(text).expanduser().resolve()
+        if not path.is_dir():
+            return path, "is a file, not a folder" if path.exists() else "does not exist"
+        return path, "" if is_text(path) else "has a name that is no UTF-8"
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return Path(text), f"cannot be used: {reason}"
+
+
+def is_text(path: Path) -> bool:
+    """Tell whether a path is UTF-8: it is written into JSON for the processes of the job."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def claims_of(spec: JobSpec) -> Iterator[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import warnings
 from collections.abc import Iterator
@@ -209,3 +210,39 @@ def test_a_proxy_that_is_no_url(
     assert said(capsys)[0] == (
         "error  the proxy of this connection is no URL that can be used [proxy-unusable]"
     )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[]",
+        "null",
+        "7",
+        "<html>log in</html>",
+        '{"kind": "FineTuneJob"}',
+        '{"metadata": [], "spec": 5, "status": []}',
+        '{"metadata": {"name": "other", "uid": "u"}}',
+    ],
+)
+def test_an_answer_that_no_api_server_gives(
+    folder: Path, server: Server, body: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(folder, f"http://{server.place}")
+    server.code, server.body = 200, body.encode()
+    lines = said(capsys)
+    assert "does not answer: what answers is no API server: " in lines[0]
+    assert lines[0].endswith("[cluster-unreachable]")
+    assert main(["version"]) == 0
+
+
+def test_a_job_with_sections_of_another_shape_is_read(
+    folder: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(folder, f"http://{server.place}")
+    head = {"name": "bot", "namespace": "team", "uid": "u", "generation": "x"}
+    server.code, server.body = (
+        200,
+        json.dumps({"metadata": head, "spec": 5, "status": 7}).encode(),
+    )
+    assert main(["watch", "bot", "--once"]) == 0
+    assert capsys.readouterr().out == "bot  namespace team of context good\n"

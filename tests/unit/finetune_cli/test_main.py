@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -81,16 +82,44 @@ def test_a_missing_extra_says_what_to_install() -> None:
     )
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+def shell(text: str, folder: Path) -> tuple[str, str]:
+    """Run a line of bash in which FINETUNE is the command; returns what it prints, and errors."""
     ended = subprocess.run(
-        f"{sys.executable} -m finetune_cli.main validate nothing.yaml | true; "
-        'echo "${PIPESTATUS[0]}"',
+        text.replace("FINETUNE", f"{sys.executable} -m finetune_cli.main"),
         shell=True,
         executable="/bin/bash",
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=folder,
+        timeout=60,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )
-    assert ended.stderr == ""
-    assert ended.stdout.strip() in {"0", "10"}
+    return ended.stdout.strip(), ended.stderr
+
+
+def test_a_reader_that_goes_away_changes_no_verdict(tmp_path: Path) -> None:
+    line = '{ sleep 0.1; SET FINETUNE validate nothing.yaml; } | true; echo "${PIPESTATUS[0]}"'
+    assert shell(line.replace("SET", ""), tmp_path) == ("10", "")
+    # Cut off in the middle, as a program is that does not mind: no verdict, and no success.
+    assert shell(line.replace("SET", "PYTHONUNBUFFERED=1"), tmp_path) == ("141", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (
+            "version --client > /dev/full",
+            "1",
+            "finetune: cannot go on: No space left on device\n",
+        ),
+        ("version --client >&-", "0", ""),
+        ("validate nothing.yaml >&- 2>&-", "10", ""),
+        ("watch nothing --workspace . >&- 2>&-", "1", ""),
+        ("validate - <&- >/dev/null", "10", ""),
+    ],
+)
+def test_outputs_and_inputs_that_are_closed_or_full(
+    tmp_path: Path, line: str, code: str, said: str
+) -> None:
+    assert shell(f"FINETUNE {line}; echo $?", tmp_path) == (code, said)

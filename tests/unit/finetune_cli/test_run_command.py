@@ -17,7 +17,7 @@ from finetune_api.problem import Refused
 from finetune_cli import main as cli
 from finetune_cli.run import command, local, record
 from finetune_cli.run.keeper import write_whole
-from finetune_cli.run.local import Lock
+from finetune_cli.run.lock import Lock
 from finetune_cli.run.record import LocalChild
 from finetune_cli.run.volumes import parse_volumes
 from harness.local_driver import TRAINER
