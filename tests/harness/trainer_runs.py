@@ -25,7 +25,7 @@ from finetune_api.resolved import Attempt, Choices, StageConfig
 from finetune_trainer import fetch
 from finetune_trainer.checkpoint import claim as claims
 from finetune_trainer.data import cache
-from harness.stage_config import make_config, write_config
+from harness.stage_config import make_config, merged, write_config
 from harness.tiny_model import make_tiny_model
 
 FINGERPRINT = "sha256:" + "ab" * 32
@@ -57,11 +57,12 @@ class Job:
         )
         return self.config.model_copy(update={"attempt": attempt})
 
-    def copy(self, root: Path) -> Job:
-        """The same job, with all that it has done so far, in another folder."""
+    def copy(self, root: Path, **spec: dict[str, Any]) -> Job:
+        """The same job, with all that it has done so far, in another folder; ``spec`` is laid over."""
         shutil.copytree(self.layout.root, root / "workspace", symlinks=True)
-        mounts = self.config.mounts.model_copy(update={"workspace": str(root / "workspace")})
-        return Job(root, self.config.model_copy(update={"mounts": mounts}))
+        data = merged(self.config.to_json(), {"job": {"spec": spec}})
+        data["mounts"]["workspace"] = str(root / "workspace")
+        return Job(root, StageConfig.model_validate(data))
 
     # --- what a run left ---------------------------------------------------------------------
 

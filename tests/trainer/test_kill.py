@@ -12,7 +12,7 @@ import pytest
 from finetune_api.exit_codes import ExitCode
 from finetune_api.names import MANIFEST
 from harness.checkpoint_folders import contents
-from harness.trainer_runs import STEPS, Driver, Job, hold, release, wakes
+from harness.trainer_runs import ENGINES, STEPS, Driver, Job, hold, release, wakes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -61,13 +61,21 @@ def test_a_signal_during_a_save_lets_it_finish(
     assert report.checkpoint.step < STEPS
 
 
-@pytest.mark.parametrize("file", ["trainer_state.json", "optimizer.pt", "rng_state_1.pth"])
+@pytest.mark.parametrize(
+    ("engine", "file"),
+    [
+        ("ddp", "trainer_state.json"),
+        ("ddp", "rng_state_1.pth"),
+        # DeepSpeed's ranks wait for each other when they have written.
+        ("zero-2", "global_step8/zero_pp_rank_1_mp_rank_00_optim_states.pt"),
+    ],
+)
 def test_a_full_volume_ends_with_14_and_older_checkpoints_stay(
-    prepared: Job, driver: Driver, tmp_path: Path, file: str
+    prepared: Job, driver: Driver, tmp_path: Path, engine: str, file: str
 ) -> None:
-    job = prepared.copy(tmp_path)
+    job = prepared.copy(tmp_path, parallelism=ENGINES[engine])
     folder = job.layout.checkpoint(1, 8)
-    folder.mkdir(parents=True)
+    (folder / file).parent.mkdir(parents=True)
     (folder / file).symlink_to("/dev/full")  # every write there says that the device is full
     run = driver.start(job)
     run.until((job.layout.checkpoint(1, 4) / MANIFEST).exists, "the save of step 4")

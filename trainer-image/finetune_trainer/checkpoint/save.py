@@ -10,8 +10,9 @@
 * ``close()`` at the end: waits for the deletion of old checkpoints.
 
 Files are named as transformers' ``Trainer`` reads them, so that
-``Trainer.train(resume_from_checkpoint=folder)`` restores weights, optimizer, scheduler, scaler and
-position; random numbers are restored by ``rng.load`` from the trainer's ``_load_rng_state``.
+``Trainer.train(resume_from_checkpoint=folder)`` restores optimizer, scheduler, scaler and position;
+weights are restored as ``trained`` says, and random numbers by ``rng.load`` from the trainer's
+``_load_rng_state``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from finetune_api.problem import Problem
 from finetune_api.resolved import StageConfig
 from finetune_trainer import methods
 from finetune_trainer.checkpoint import claim as claims
-from finetune_trainer.checkpoint import durable, retention, rng, verify
+from finetune_trainer.checkpoint import durable, retention, rng, verify, zero
 from finetune_trainer.checkpoint.gang import Gang
 from finetune_trainer.checkpoint.restore import METHOD_STATE, Start
 from finetune_trainer.errors import StageError
@@ -45,7 +46,6 @@ LOG_HISTORY = 1000
 """Entries of the log that a checkpoint carries; the whole of it is in the reports."""
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "finetunejob")
 _OF_RANK = re.compile(r"(?:^|/)(?:rng_state|(?:bf16_)?zero_pp_rank)_([0-9]+)[._]")
-_RECOVERY_SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
 _FULL = re.compile(
     r"no space left|disk quota|file write failed|unexpected pos|PytorchStreamWriter", re.I
 )
@@ -137,6 +137,7 @@ class Checkpoints:
 
         A rank begins with the next part when all have done the one before: DeepSpeed's own waiting
         for the rank that writes the weights would end sooner, and not at all where that one failed.
+        Within a part no rank may leave others waiting (``zero``).
         """
         self.gang.led(lambda: self._make(folder))
         folder.mkdir(parents=True, exist_ok=True)
@@ -275,15 +276,10 @@ def write_optimizer(trainer: Any, folder: Path, leads: bool) -> None:
     import torch
 
     if zero_stage(trainer):
-        trainer.model_wrapped.save_checkpoint(
-            str(folder),
-            tag=f"global_step{int(trainer.state.global_step)}",
-            exclude_frozen_parameters=is_adapter(trainer),
-        )
+        tag = f"global_step{int(trainer.state.global_step)}"
+        zero.write(trainer.model_wrapped, folder, tag, adapter_alone=is_adapter(trainer))
     if not leads:
         return
-    for script in _RECOVERY_SCRIPTS:
-        (folder / script).unlink(missing_ok=True)
     if not zero_stage(trainer):
         torch.save(trainer.optimizer.state_dict(), folder / "optimizer.pt")
     torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
