@@ -278,6 +278,7 @@ def test_a_corrupted_merge_fails(lora: Trained, monkeypatch: pytest.MonkeyPatch)
     assert problem.code == "merge-not-verified"
     assert problem.message.startswith("the merged model differs from base and adapter: logits")
     assert not (lora.root / "workspace" / "output").exists()
+    assert not list((lora.root / "workspace").glob(".output*"))  # a whole model, seen by nobody
 
 
 @pytest.mark.parametrize("damage", ["weights", "cut"])

@@ -21,6 +21,7 @@ from finetune_trainer.checkpoint import durable
 from finetune_trainer.errors import StageError
 from finetune_trainer.export import card, merge, mergeable, report, verify
 from finetune_trainer.export.clean import logits_of
+from finetune_trainer.export.place import staged, unwritable
 from finetune_trainer.export.prompts import Proof, proof
 from finetune_trainer.export.select import Selected, select
 from finetune_trainer.fetch import locate, tokenizer_files, tokenizer_folder
@@ -57,15 +58,12 @@ def run(config: StageConfig) -> CompletionManifest:
 def _make(config: StageConfig, chosen: Selected, target: Path) -> CompletionManifest:
     """Build the output beside its place and give it its name."""
     layout = Layout(Path(config.mounts.workspace))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.parent / f".{target.name}.{config.job.uid[:8]}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
     rejected = target.is_relative_to(layout.rejected)
     own = target.relative_to(layout.root).as_posix() if target.is_relative_to(layout.root) else ""
     uri = own if rejected else config.job.spec.output.uri or own
-    manifest = build(config, chosen, staging, uri)
-    commit(staging, target)
+    with staged(target, config.job.uid, uri) as staging:
+        manifest = build(config, chosen, staging, uri)
+        commit(staging, target)
     return manifest
 
 
@@ -97,11 +95,14 @@ def output_folder(config: StageConfig) -> Path:
 def check_output(config: StageConfig) -> list[Problem]:
     """Return what would keep publishing from working, for preparation to tell early."""
     problems: list[Problem] = []
+    spec = config.job.spec
     try:
-        published(config, output_folder(config))
+        target = output_folder(config)
+        if published(config, target) is None and spec.output.uri is not None:
+            closed = unwritable(target, config.job.uid, spec.output.uri)
+            problems += [closed] if closed else []
     except StageError as error:
         problems += error.problems
-    spec = config.job.spec
     unmergeable = mergeable.refusal(config)
     if unmergeable is not None:
         problems.append(unmergeable)
