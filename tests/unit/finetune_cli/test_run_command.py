@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -198,21 +199,47 @@ def test_a_suspended_job_starts_nothing(folder: Path, capsys: pytest.CaptureFixt
     assert run() == 0
 
 
+def started(folder: Path) -> int:
+    """Start the command in a process of its own, which a signal may end; returns its id."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            with (folder / "out").open("w") as out:
+                sys.stdout = sys.stderr = out
+                code = run()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def ended(pid: int) -> int | None:
+    """Return the exit code of a process (negative: the signal), None while it runs."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
 def test_sigterm_saves_and_ends_with_143(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     waiting = let_it_wait(folder)
-    parent = os.getpid()
-    helper = os.fork()
-    if helper == 0:
-        until = time.monotonic() + 30
-        while time.monotonic() < until and not waiting.is_file():
-            time.sleep(0.02)
-        os.kill(parent, signal.SIGTERM)
-        os._exit(0)
+    pid = started(folder)
+    code = None
     try:
-        assert run() == 143
+        until = time.monotonic() + 30
+        while not waiting.is_file():
+            code = ended(pid)
+            assert code is None, (folder / "out").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        os.kill(pid, signal.SIGTERM)
+        while (code := ended(pid)) is None:
+            assert time.monotonic() < until
+            time.sleep(0.02)
     finally:
-        os.waitpid(helper, 0)
-    out = capsys.readouterr().out
+        if code is None:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    out = (folder / "out").read_text()
+    assert code == 143, out
     assert out.splitlines()[-1] == "stopped at step 31, saved; run the same command to go on"
     assert run() == 0
     out = capsys.readouterr().out
