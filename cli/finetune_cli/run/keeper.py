@@ -4,7 +4,7 @@
 that, so each has a keeper of its own: it waits for a word on its standard input (end of file: the
 runner died before it had written down that there is a process, so nothing is started), starts the
 process, passes SIGTERM on, kills it on SIGUSR1, and writes its exit code to a file. It adopts and
-ends whatever the process leaves behind, and the process dies with it.
+ends whatever the process leaves behind, removes its temporary files, and the process dies with it.
 
 Standard library alone: it is started often, and must be small.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -84,6 +85,7 @@ def keep(started: Path, end: Path, events: Path | None, argv: list[str]) -> int:
     if os.read(0, 1) != b"g":
         return NEVER_STARTED
     before = killed_for_memory(events)
+    scratch = _scratch()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -95,7 +97,23 @@ def keep(started: Path, end: Path, events: Path | None, argv: list[str]) -> int:
     oom = code == 128 + signal.SIGKILL and killed_for_memory(events) > before
     found = {"exitCode": code, "at": _now(), "oomKilled": oom}
     write_whole(end, json.dumps(found).encode())
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
     return code
+
+
+def _scratch() -> str | None:
+    """Make a folder for the temporary files of the process and name it in its environment.
+
+    It lies where such files lie anyway, not in the job's folder: paths of sockets must be short.
+    """
+    path = f"{os.environ.get('TMPDIR') or '/tmp'}/finetune-{os.urandom(4).hex()}"  # noqa: S108
+    try:
+        os.mkdir(path, 0o700)  # noqa: PTH102 - refuses what is there already
+    except OSError:
+        return None
+    os.environ["TMPDIR"] = path
+    return path
 
 
 def _become(libc: ctypes.CDLL, parent: int, argv: list[str]) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import gettempdir
 from types import FrameType
 from typing import Protocol
 
@@ -41,6 +42,8 @@ from finetune_operator.steps import (
 )
 
 TRAINER = (sys.executable, "-m", "finetune_trainer.main")
+_KEPT = {"TORCHINDUCTOR_CACHE_DIR": f"{gettempdir()}/torchinductor_{os.getuid()}"}
+"""What a process compiles serves the next one: it must not go with its temporary files."""
 
 
 class View(Protocol):
@@ -231,7 +234,7 @@ class LocalRun:
         argv += ["--config-digest", config.digest]
         gates: list[Gate] = []
         for node in range(nodes):
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            environment = {**_KEPT, **os.environ, "PYTHONUNBUFFERED": "1"}
             if nodes > 1:
                 environment |= {
                     "FINETUNE_NODE_RANK": str(node),

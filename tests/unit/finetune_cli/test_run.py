@@ -84,6 +84,7 @@ class Job:
         if pid == 0:
             code = 99
             os.environ["FINETUNE_SCRIPT"] = str(self.root / "script.json")
+            os.environ["TMPDIR"] = str(self.root)  # a keeper that is killed leaves its folder
             try:
                 with out.open("w") as stream:
                     sys.stdout = sys.stderr = stream

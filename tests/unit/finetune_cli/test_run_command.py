@@ -7,10 +7,12 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from finetune_cli import main as cli
 from finetune_cli.run import command, local, record
 from finetune_cli.run.keeper import write_whole
 from finetune_cli.run.lock import Lock
+from finetune_cli.run.processes import Gate, prepare_process
 from finetune_cli.run.record import LocalChild
 from finetune_cli.run.volumes import parse_volumes
 from harness.local_driver import TRAINER
@@ -123,6 +126,24 @@ def test_success_and_the_same_command_again(
     assert run() == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"  model  {job}/output  (merged)"
     assert [p.name for p in (folder / "finetune-jobs").glob("otto-*")] == [job.name]
+
+
+def test_what_is_compiled_is_kept_from_process_to_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def prepared(*args: Any, environment: dict[str, str], **more: Any) -> Gate:
+        seen.append(environment["TORCHINDUCTOR_CACHE_DIR"])
+        return prepare_process(*args, environment=environment, **more)
+
+    monkeypatch.setattr(local, "prepare_process", prepared)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    assert run() == 0
+    assert seen == [f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"] * 3
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/chosen")
+    assert run("--fresh") == 0
+    assert seen[3:] == ["/chosen"] * 3
 
 
 def test_failure_has_the_exit_code_of_its_cause_and_can_be_mended(
