@@ -15,6 +15,7 @@ from pathlib import Path
 from finetune_api.exit_codes import ExitCode
 from finetune_api.names import VOLUMES_MOUNT
 from finetune_api.problem import Problem, Refused
+from finetune_api.resolved import StageConfig
 
 
 class StageError(Refused):
@@ -60,6 +61,7 @@ others with it, and those only see lost connections (20) or are asked to stop (1
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _STORAGE = ("no space left on device", "disk quota exceeded", "pytorchstreamwriter failed writing")
+_SHARED_MEMORY = ("/dev/shm", "shared memory", "</torch_")  # noqa: S108 - where it is, in texts
 _MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -85,12 +87,14 @@ _WORKER_KILLED = re.compile(
 )
 """torch's words; the second are used where the rank saw that it was gone before it saw why."""
 _DISTRIBUTED = frozenset({"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"})
+_LOSS_SCALE = "loss scale already at minimum"
 
 
-def ending_of(error: BaseException) -> Ending:
-    """Return how a process ends that this exception left."""
+def ending_of(error: BaseException, config: StageConfig | None = None) -> Ending:
+    """Return how a process ends that this exception left; ``config`` says where its volumes are."""
+    volumes = (config.mounts.workspace, *config.mounts.volumes.values()) if config else ()
     for cause in _causes(error):
-        known = _known(cause)
+        known = _known(cause, volumes)
         if known is not None:
             return known
     last = _last_line(error)
@@ -108,7 +112,7 @@ def ending_of(error: BaseException) -> Ending:
     )
 
 
-def _known(error: BaseException) -> Ending | None:
+def _known(error: BaseException, volumes: tuple[str, ...]) -> Ending | None:
     if isinstance(error, StageError):
         return Ending(error.exit_code, error.problems[0].message[:512], error.problems)
     if isinstance(error, Refused):
@@ -127,8 +131,11 @@ def _known(error: BaseException) -> Ending | None:
         )
     if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
         return _does_not_fit(error)
-    if (isinstance(error, OSError) and error.errno in _FULL) or _any(_STORAGE, text):
-        return _storage_full(error)
+    full = (isinstance(error, OSError) and error.errno in _FULL) or _any(_STORAGE, text)
+    if full and not (names & _DISTRIBUTED and not _any(_SHARED_MEMORY, text)):
+        return _no_room(error, text, volumes)
+    if _LOSS_SCALE in text:
+        return _no_gradients(error)
     if isinstance(error, RuntimeError) and _any(_MEMORY, text):
         return _does_not_fit(error)
     if names & _DISTRIBUTED or (
@@ -159,6 +166,53 @@ def _not_permitted(error: PermissionError) -> Ending:
         " (platform.podSecurity of the profile); then raise recovery.retryGeneration",
     )
     return Ending(ExitCode.MODEL_UNAVAILABLE, problem.message[:512], (problem,))
+
+
+def _no_room(error: BaseException, text: str, volumes: tuple[str, ...]) -> Ending:
+    """Tell of shared memory and of the node's own disk apart from the volumes of the job."""
+    if _any(_SHARED_MEMORY, text):
+        return _shared_memory_full(error)
+    name = getattr(error, "filename", None)
+    if volumes and isinstance(name, str) and not any(_below(name, root) for root in volumes):
+        return _disk_full(error, str(Path(name).resolve().parent))
+    return _storage_full(error)
+
+
+def _below(name: str, folder: str) -> bool:
+    return Path(os.path.realpath(name)).is_relative_to(os.path.realpath(folder))
+
+
+def _shared_memory_full(error: BaseException) -> Ending:
+    lines = [line.strip() for line in str(error).splitlines() if _any(_SHARED_MEMORY, line.lower())]
+    problem = Problem(
+        code="shared-memory-full",
+        message=f"no room in the shared memory of a node: {lines[-1]}"[:1024],
+        fix="raise resources.sharedMemory (absent, it is 16Gi with accelerators and 1Gi without); the "
+        "volumes of the job have room",
+        field="spec.resources.sharedMemory",
+    )
+    return Ending(ExitCode.INVALID_CONFIG, problem.message[:512], (problem,))
+
+
+def _disk_full(error: BaseException, folder: str) -> Ending:
+    problem = Problem(
+        code="node-disk-full",
+        message=f"no room on the node's own disk, in {folder}: {_last_line(error)}"[:1024],
+        fix="Nothing is to be done at first: it is tried again, maybe on another node. If it comes "
+        "back, free room on the node; the volumes of the job have room.",
+    )
+    return Ending(ExitCode.UNEXPECTED, problem.message[:512], (problem,))
+
+
+def _no_gradients(error: BaseException) -> Ending:
+    problem = Problem(
+        code="non-finite-loss",
+        message=f"gradients in fp16 are not finite at any scale: {_last_line(error)}"[:1024],
+        fix="set training.precision to bf16 where the accelerator has it, else to fp32, or lower "
+        "training.learningRate",
+        field="spec.training.precision",
+    )
+    return Ending(ExitCode.NON_FINITE_LOSS, problem.message[:512], (problem,))
 
 
 def _storage_full(error: BaseException) -> Ending:

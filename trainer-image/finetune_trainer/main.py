@@ -116,7 +116,7 @@ def _refused(path: Path, code: str, message: str) -> StageError:
 
 def _failed(error: BaseException, stage: Stage, config: StageConfig | None) -> TerminationReport:
     """Return the report of a stage that an exception ended; the traceback goes to the log."""
-    ending = errors.ending_of(error)
+    ending = errors.ending_of(error, config)
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         ending = errors.Ending(error.code, f"exit {error.code}")
     attempt = config.attempt.number if config and config.attempt else 0

@@ -82,7 +82,7 @@ def run(config: StageConfig, listener: Listener, rank: int, ends: Path) -> int:
         nothing_to_save = listener.interruptible
         listener.uninterruptible()
         asked = listener.heard and nothing_to_save
-        ending = errors.ending_of(errors.Signalled() if asked else error)
+        ending = errors.ending_of(errors.Signalled() if asked else error, config)
         if ending.exit_code != ExitCode.SIGNALLED:
             errors.log_traceback(error, log)
     listener.uninterruptible()

@@ -10,6 +10,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.problem import Problem, Refused
 from finetune_trainer import errors
 from finetune_trainer.errors import Signalled, StageError
+from harness.stage_config import make_config
 
 PROBLEM = Problem(code="some-code", message="what is wrong", fix="do this")
 
@@ -47,6 +48,35 @@ class DistBackendError(RuntimeError):
             RuntimeError("Error: I/O error: No space left on device (os error 28)"),
             14,
             "storage-full",
+        ),
+        (
+            DistBackendError(
+                "NCCL error in: NCCLUtils.hpp:328, unhandled system error\n"
+                "Last error:\n"
+                "Error while creating shared memory segment /dev/shm/nccl-GMRMfi (size 33030528), "
+                "error: No space left on device (28)"
+            ),
+            10,
+            "shared-memory-full",
+        ),
+        (
+            RuntimeError("unable to write to file </torch_71_0>: No space left on device (28)"),
+            10,
+            "shared-memory-full",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/dev/shm/sem.x"),
+            10,
+            "shared-memory-full",
+        ),
+        (DistBackendError("bind: No space left on device"), 20, "communication-lost"),
+        (
+            Exception(
+                "Current loss scale already at minimum - cannot decrease scale anymore. "
+                "Exiting run."
+            ),
+            13,
+            "non-finite-loss",
         ),
         (DistBackendError("NCCL error: unhandled system error"), 20, "communication-lost"),
         (
@@ -139,6 +169,37 @@ def test_what_a_loader_s_process_met_is_told_in_its_words(
 ) -> None:
     ending = errors.ending_of(error)
     assert (ending.exit_code, ending.message) == (code, message)
+
+
+def test_shared_memory_is_told_in_the_words_that_name_it() -> None:
+    error = DistBackendError(
+        "unhandled system error\nLast error:\n"
+        "Error while creating shared memory segment /dev/shm/nccl-G, error: No space left on device"
+    )
+    assert errors.ending_of(error).message == (
+        "no room in the shared memory of a node: Error while creating shared memory segment "
+        "/dev/shm/nccl-G, error: No space left on device"
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "problem"),
+    [
+        ("workspace/checkpoints/1/x", 14, "storage-full"),
+        ("volumes/models/x", 14, "storage-full"),
+        ("cache/x.py", 1, "node-disk-full"),
+        ("workspace/../cache/x.py", 1, "node-disk-full"),
+    ],
+)
+def test_the_disk_of_a_node_is_no_volume_of_the_job(
+    tmp_path: Path, file: str, code: int, problem: str
+) -> None:
+    config = make_config(tmp_path, "train")
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / file))
+    ending = errors.ending_of(error, config)
+    assert (ending.exit_code, ending.problems[0].code) == (code, problem)
+    if problem == "node-disk-full":
+        assert f"no room on the node's own disk, in {tmp_path / 'cache'}: " in ending.message
 
 
 @pytest.mark.parametrize("error", [Signalled(), KeyboardInterrupt()])
