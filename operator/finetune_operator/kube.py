@@ -34,6 +34,8 @@ PAGE = 50
 """Objects of one answer to a list. Users decide how large they are, up to 1.5 MiB each."""
 BEGUN = 3
 """How often a list is begun whose pages expire before they are read."""
+NOTE = 1024
+"""Characters of an annotation; a longer one is nothing that is read of a list."""
 APART = 600.0
 """Seconds for which a kind is known to be kept in a store of its own."""
 TIMEOUT = 30.0
@@ -392,13 +394,23 @@ def _kind_key(resource: Resource) -> str:
     return f"{resource.root}/{resource.plural}"
 
 
+def _short(item: Object) -> Object:
+    """Return an object without annotations that are long: users decide how long."""
+    metadata = item.get("metadata") or {}
+    notes = metadata.get("annotations")
+    if not notes:
+        return item
+    short = {name: it for name, it in notes.items() if len(it) <= NOTE}
+    return {**item, "metadata": {**metadata, "annotations": short}}
+
+
 def _page(resource: Resource, answer: Object, *, begins: bool) -> tuple[Page, str]:
     """Return the objects of an answer, and what to ask with for the next; empty: it is the last."""
     metadata = answer.get("metadata") or {}
     version = str(metadata.get("resourceVersion"))
     # The items of a list carry neither kind nor version.
     kind = {"apiVersion": resource.api_version, "kind": resource.kind}
-    items = [{**kind, **item} for item in _held(answer, "items")]
+    items = [{**kind, **_short(item)} for item in _held(answer, "items")]
     number = int(version) if version.isdecimal() else None
     return Page(items, number, begins), str(metadata.get("continue") or "")
 

@@ -94,6 +94,12 @@ def test_nobody_is_followed_elsewhere(monkeypatch):
     assert places == ["/api/v1/namespaces/team/pods", "/api/v1/namespaces/team/pods/bot-1/log"]
 
 
+def test_of_what_is_listed_no_long_annotation_is_kept(monkeypatch):
+    metadata = {"name": "a", "annotations": {"index": "1", "notes": "x" * 1025}}
+    (found,) = asked(monkeypatch, text(LIST % json.dumps({"metadata": metadata})), list_pods).items
+    assert found["metadata"] == {"name": "a", "annotations": {"index": "1"}}
+
+
 def test_what_it_does_say_counts(monkeypatch):
     found = asked(monkeypatch, text(LIST % '{"metadata": {"name": "a"}}'), list_pods)
     assert found.version == 7
