@@ -75,7 +75,7 @@ def load_profiles(files: Sequence[str], own: Sequence[YamlDocument] = ()) -> Pro
             problems.append(
                 Problem(
                     code="no-profile",
-                    file=file[:1000],
+                    file=file,
                     message="the file holds no FineTuneProfile",
                     fix="name a file that holds one, or leave --profile out",
                 )

@@ -112,7 +112,7 @@ def _text(path: str, name: str) -> str:
 
 def _unreadable(code: str, name: str, message: str, fix: str) -> Refused:
     """Return the refusal of a file that has no lines to speak of."""
-    return Refused(Problem(code=code, file=name[:1000], message=message[:1000], fix=fix[:1000]))
+    return Refused(Problem(code=code, file=name, message=message, fix=fix))
 
 
 class _Mistake(Exception):
@@ -126,9 +126,9 @@ class _Mistake(Exception):
         line, column = self.place
         return Problem(
             code=self.code,
-            message=self.message[:1000],
-            fix=self.fix[:1000],
-            file=name[:1000],
+            message=self.message,
+            fix=self.fix,
+            file=name,
             line=line,
             column=column,
         )

@@ -282,7 +282,7 @@ def unreachable(error: NoAnswer, cluster: Cluster) -> Refused:
     return Refused(
         Problem(
             code="cluster-unreachable",
-            message=f"the API server of {cluster.place} does not answer: {error}"[:1024],
+            message=f"the API server of {cluster.place} does not answer: {error}",
             fix="see whether kubectl version reaches it",
         )
     )
@@ -299,14 +299,14 @@ def refused(error: ApiRefusal, cluster: Cluster, what: str) -> Refused:
     elif error.code == 403:
         problem = Problem(
             code="not-allowed",
-            message=f"you may not {what} in namespace {cluster.namespace}: {error.message}"[:1024],
+            message=f"you may not {what} in namespace {cluster.namespace}: {error.message}",
             fix="ask for the role that the chart aggregates to view (to look) or to edit (to"
             " change), or name your own namespace with -n",
         )
     else:
         problem = Problem(
             code="cluster-refused",
-            message=f"cannot {what}: {error.code} {error.message}"[:1024],
+            message=f"cannot {what}: {error.code} {error.message}",
             fix="the words are the API server's",
         )
     return Refused(problem)

@@ -131,7 +131,7 @@ def _unusable(what: str, why: str) -> Refused:
     return Refused(
         Problem(
             code="kubeconfig-unusable",
-            message=f"{what} cannot be used: {first}"[:1024],
+            message=f"{what} cannot be used: {first}",
             fix="see whether kubectl get finetunejobs works with it",
         )
     )

@@ -181,12 +181,11 @@ def _run(layout: Layout, record: Record, live: Live) -> int:
 def _stuck(error: OSError, where: str) -> int:
     """Say that the state of a job cannot be written down and return the exit code."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    what = f" ({error.filename})" if error.filename else ""
+    why = f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror)
     problem = Problem(
         code="state-not-written",
-        message=f"finetune run cannot go on{where}: {error.strerror or error}{what}"[:1024],
-        fix=f"{'free some space' if full else 'mend it'} and run the same command: it goes on"
-        " from what is saved",
+        message=f"finetune run cannot go on{where}: {why}",
+        fix="make room, or mend what it names, and run the same command: it goes on from what is saved",
     )
     print("\n".join(problem_lines.lines([problem])), file=sys.stderr)
     return ExitCode.STORAGE_FULL if full else 1
