@@ -6,14 +6,27 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlencode
 
 import aiohttp
 import kopf
 
+from finetune_operator.answers import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+    Object,
+    Unavailable,
+    error_of,
+    held,
+    not_its_own,
+    parsed,
+)
 from finetune_operator.pace import Pace
+from finetune_operator.pages import Listing, Page, page_of
 from finetune_operator.resources import (
     BATCH_JOBS,
     CLAIMS,
@@ -29,73 +42,13 @@ from finetune_operator.resources import (
     resource_of,
 )
 
-Object = dict[str, Any]
 PAGE = 50
 """Objects of one answer to a list. Users decide how large they are, up to 1.5 MiB each."""
 BEGUN = 3
 """How often a list is begun whose pages expire before they are read."""
-NOTE = 1024
-"""Characters of an annotation; a longer one is nothing that is read of a list."""
 APART = 600.0
 """Seconds for which a kind is known to be kept in a store of its own."""
 TIMEOUT = 30.0
-_NO_SUCH_PATH = "404 page not found"
-"""What the API server says of a kind that it does not know; of all else it says it in JSON."""
-
-
-class KubeError(Exception):
-    """An answer of the API server that is no success, or no answer."""
-
-    def __init__(self, code: int, message: str, reason: str = "") -> None:
-        """Hold the HTTP code (0: there was no answer), the message and the reason."""
-        self.code = code
-        self.message = message
-        self.reason = reason
-        super().__init__(f"{code} {reason}: {message}" if code else message)
-
-
-class NotFound(KubeError):
-    """The object, or its kind, does not exist."""
-
-
-class Conflict(KubeError):
-    """It exists already, or has changed since it was read."""
-
-
-class Forbidden(KubeError):
-    """The right is missing, a quota is used up, or a policy refuses it."""
-
-    @property
-    def for_quota(self) -> bool:
-        """Whether a quota is used up, which the API server tells by its message alone."""
-        return "exceeded quota" in self.message
-
-
-class Invalid(KubeError):
-    """The API server does not accept the object."""
-
-
-class Unavailable(KubeError):
-    """Nothing was decided: no answer, too many requests, an error of the server."""
-
-    retry_after: float | None = None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All objects of a kind as they were at one version of the cluster's store."""
-
-    items: list[Object]
-    version: int | None
-    """None where the API server's versions are no numbers: they cannot be compared."""
-
-
-@dataclass(frozen=True)
-class Page(Listing):
-    """Some of a list's objects."""
-
-    begins: bool
-    """Whether the list begins here, anew where others came before."""
 
 
 def login() -> kopf.ConnectionInfo:
@@ -215,7 +168,7 @@ class Kube:
                     raise
                 token, begun = "", begun + 1
                 continue
-            page, token = _page(resource, answer, begins=not token)
+            page, token = page_of(resource, answer, begins=not token)
             yield page
             # Nothing of one page is held while the next is read.
             del page, answer
@@ -279,7 +232,7 @@ class Kube:
             return known
         try:
             answer = await self._ask("GET", resource.root)
-            names = {entry.get("name") for entry in _held(answer, "resources")}
+            names = {entry.get("name") for entry in held(answer, "resources")}
             known = resource.plural in names and (known or await self._is_listed(resource.group))
         except NotFound:
             known = False
@@ -288,7 +241,7 @@ class Kube:
 
     async def _is_listed(self, group: str) -> bool:
         answer = await self._ask("GET", "/apis")
-        return not group or group in {entry.get("name") for entry in _held(answer, "groups")}
+        return not group or group in {entry.get("name") for entry in held(answer, "groups")}
 
     async def log(
         self, namespace: str, pod: str, container: str, *, lines: int, limit: int
@@ -311,9 +264,9 @@ class Kube:
         found = found[:limit]
         if answer.status >= 400:
             text = found.decode(errors="replace")
-            raise _error(answer.status, _parsed(text) or {}, text, None)
+            raise error_of(answer.status, parsed(text) or {}, text, None)
         if answer.status >= 300:
-            raise _not_its_own(answer.status, f"GET {path}", found.decode(errors="replace"))
+            raise not_its_own(answer.status, f"GET {path}", found.decode(errors="replace"))
         return found
 
     async def _ask(
@@ -333,11 +286,11 @@ class Kube:
             session = await self._connected()
             code, text, after = await self._send(session, method, path, body, query)
         self.last_answer = time.monotonic()
-        answer = _parsed(text)
+        answer = parsed(text)
         if code >= 400:
-            raise _error(code, answer or {}, text, after)
+            raise error_of(code, answer or {}, text, after)
         if code >= 300 or answer is None:
-            raise _not_its_own(code, f"{method} {path}", text)
+            raise not_its_own(code, f"{method} {path}", text)
         return answer
 
     async def _send(
@@ -394,75 +347,8 @@ def _kind_key(resource: Resource) -> str:
     return f"{resource.root}/{resource.plural}"
 
 
-def _short(item: Object) -> Object:
-    """Return an object without annotations that are long: users decide how long."""
-    metadata = item.get("metadata") or {}
-    notes = metadata.get("annotations")
-    if not notes:
-        return item
-    short = {name: it for name, it in notes.items() if len(it) <= NOTE}
-    return {**item, "metadata": {**metadata, "annotations": short}}
-
-
-def _page(resource: Resource, answer: Object, *, begins: bool) -> tuple[Page, str]:
-    """Return the objects of an answer, and what to ask with for the next; empty: it is the last."""
-    metadata = answer.get("metadata") or {}
-    version = str(metadata.get("resourceVersion"))
-    # The items of a list carry neither kind nor version.
-    kind = {"apiVersion": resource.api_version, "kind": resource.kind}
-    items = [{**kind, **_short(item)} for item in _held(answer, "items")]
-    number = int(version) if version.isdecimal() else None
-    return Page(items, number, begins), str(metadata.get("continue") or "")
-
-
 def _compact(data: Any) -> str:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _parsed(text: str) -> Object | None:
-    """Return the object that an answer is; None where it is none, or only the beginning of one."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _held(answer: Object, name: str) -> list[Object]:
-    """Return what every list of the API server holds, were it nothing.
-
-    Raises ``Unavailable`` for an answer of somebody else, which would mean that there is nothing.
-    """
-    if name not in answer:
-        raise _not_its_own(200, f"the question for {name}", str(answer))
-    return answer[name] or []
-
-
-def _not_its_own(code: int, asked: str, text: str) -> Unavailable:
-    """Return what to raise where somebody between us and the API server has answered, or cut it."""
-    return Unavailable(code, f"{asked}: this is no answer of the API server: {text[:64]!r}")
-
-
-def _error(code: int, answer: Object, text: str, after: float | None) -> KubeError:
-    message = str(answer.get("message") or text)[:1024]
-    reason = str(answer.get("reason") or "")
-    kinds: dict[int, type[KubeError]] = {
-        403: Forbidden,
-        404: NotFound,
-        409: Conflict,
-        400: Invalid,
-        413: Invalid,
-        422: Invalid,
-    }
-    if code == 404 and not answer and text and not text.startswith(_NO_SUCH_PATH):
-        return _not_its_own(code, "what was asked for", text)
-    if code in kinds:
-        return kinds[code](code, message, reason)
-    if code in (401, 408, 429) or code >= 500:
-        error = Unavailable(code, message, reason)
-        error.retry_after = after
-        return error
-    return KubeError(code, message, reason)
 
 
 def owner_of(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_operator.kube import Kube, _error
+from finetune_operator.answers import error_of
+from finetune_operator.kube import Kube
 from harness.control_plane import ApiError
 
 _PATH = re.compile(
@@ -226,12 +227,12 @@ class MemoryKube(Kube):
             raise Crash
         code = self.refuse(method, path)
         if code is not None:
-            raise _error(code, {"message": "refused by the test"}, "", None)
+            raise error_of(code, {"message": "refused by the test"}, "", None)
         try:
             plain = None if body is None else json.loads(json.dumps(body))
             answer = self.api.request(method, path, plain, query=dict(query or {}))
         except ApiError as error:
-            raise _error(error.code, dict(error.status), "", None) from None
+            raise error_of(error.code, dict(error.status), "", None) from None
         if write and self.crash_at == ("after", self.count):
             raise Crash
         return answer

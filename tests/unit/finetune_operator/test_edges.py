@@ -12,8 +12,9 @@ from finetune_api.names import LABEL_JOB, LABEL_UID
 from finetune_api.problem import Problem
 from finetune_api.reports import Goodput, Progress
 from finetune_api.status import Condition, JobStatus
+from finetune_operator.answers import error_of
 from finetune_operator.events import Recorder, transitions
-from finetune_operator.kube import Conflict, Forbidden, NotFound, Unavailable, _error
+from finetune_operator.kube import Conflict, Forbidden, NotFound, Unavailable
 from finetune_operator.last_seen import LastSeen, is_worth_keeping
 from finetune_operator.live_spec import changed_spec
 from finetune_operator.probes import Health
@@ -411,13 +412,13 @@ def test_an_event_is_written_once():
 
 
 def test_answers_become_typed_errors():
-    assert isinstance(_error(404, {}, "", None), NotFound)
-    assert isinstance(_error(409, {}, "", None), Conflict)
-    assert isinstance(_error(403, {}, "", None), Forbidden)
-    limited = _error(429, {"message": "slow down"}, "", 7.0)
+    assert isinstance(error_of(404, {}, "", None), NotFound)
+    assert isinstance(error_of(409, {}, "", None), Conflict)
+    assert isinstance(error_of(403, {}, "", None), Forbidden)
+    limited = error_of(429, {"message": "slow down"}, "", 7.0)
     assert isinstance(limited, Unavailable)
     assert limited.retry_after == 7.0
-    assert isinstance(_error(503, {}, "", None), Unavailable)
+    assert isinstance(error_of(503, {}, "", None), Unavailable)
 
 
 # What may change

@@ -6,8 +6,9 @@ import kopf
 import pytest
 
 from finetune_operator import main
+from finetune_operator.answers import error_of
 from finetune_operator.hearing import deaf, unserved
-from finetune_operator.kube import Kube, Unavailable, _error
+from finetune_operator.kube import Kube, Unavailable
 from finetune_operator.main import Operator
 from finetune_operator.settings import Settings
 
@@ -31,12 +32,12 @@ class Server(Kube):
     async def _ask(self, method, path, body=None, query=None):
         self.asked.append((path, dict(query or {})))
         if path.endswith(self.refused):
-            raise _error(self.code, {"message": "no", "reason": "Why"}, "", None)
+            raise error_of(self.code, {"message": "no", "reason": "Why"}, "", None)
         if path == "/apis":
             return {"groups": [{"name": name} for name in self.groups]}
         if path.startswith("/apis/") and path.count("/") == 3:
             if path not in self.roots:
-                raise _error(404, {"message": "404 page not found"}, "", None)
+                raise error_of(404, {"message": "404 page not found"}, "", None)
             return {"resources": [{"name": name} for name in self.roots[path]]}
         return {"metadata": {"resourceVersion": "1"}, "items": []}
 

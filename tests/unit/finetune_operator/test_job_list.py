@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from finetune_operator.kube import KubeError, Unavailable, _error
+from finetune_operator.answers import error_of
+from finetune_operator.kube import KubeError, Unavailable
 from finetune_operator.main import Operator
 from finetune_operator.progress import Source
 from finetune_operator.queue import Key
@@ -26,9 +27,9 @@ class Cluster:
         self.asked.append(namespace)
         if namespace in self.codes:
             code = self.codes[namespace]
-            raise _error(code, {"message": f"not in {namespace}"}, "", None)
+            raise error_of(code, {"message": f"not in {namespace}"}, "", None)
         if path.rsplit("/", 1)[1] in ("bot", "other"):
-            raise _error(404, {"message": "gone"}, "", None)
+            raise error_of(404, {"message": "gone"}, "", None)
         items = [
             {"metadata": {"namespace": where, "name": name, "resourceVersion": "7", "uid": name}}
             for where, names in self.jobs.items()
