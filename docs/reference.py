@@ -145,6 +145,8 @@ def _text(node: ast.expr | None) -> str:
         return node.value
     if isinstance(node, ast.JoinedStr):
         return "".join(_text(p) if isinstance(p, ast.Constant) else "…" for p in node.values)
+    if isinstance(node, ast.Subscript):  # cut to a length
+        return _text(node.value)
     return ""
 
 

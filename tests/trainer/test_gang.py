@@ -87,7 +87,7 @@ def _both(root: Path, act: Callable[[int, Path, Any], None]) -> list[Any]:
 
 @pytest.mark.timeout(120)
 def test_ranks_wait_for_the_one_that_writes(tmp_path: Path) -> None:
-    """As long as the watchdog grants a save before the first step: six times an hour."""
+    """As long as the watchdog grants a save: six times an hour."""
     assert gang.PATIENCE == 21600
     assert _both(tmp_path, _waits) == [(0, "written", [0, 1]), (1, "written", [0, 1])]
 

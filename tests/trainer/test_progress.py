@@ -22,7 +22,7 @@ from finetune_trainer.callbacks.hang import Watchdog, allowed
 from finetune_trainer.callbacks.meter import Meter
 from finetune_trainer.callbacks.progress import Reporter, append_line
 from finetune_trainer.callbacks.signals import Agreement
-from finetune_trainer.checkpoint.gang import Gang
+from finetune_trainer.checkpoint.gang import PATIENCE, Gang
 
 PROGRESS = Progress(
     job_uid="u", attempt=2, claim=3, phase="training", step=7, total_steps=20, loss=1.25,
@@ -139,6 +139,15 @@ def test_every_second_goes_to_one_bucket() -> None:
 @pytest.mark.parametrize(("step", "seconds"), [(None, 3600.0), (1.0, 600.0), (90.0, 900.0)])
 def test_what_counts_as_hung(step: float | None, seconds: float) -> None:
     assert allowed(step) == seconds
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds"), [(None, 21600.0), (1.0, 21600.0), (30.0, 21600.0), (400.0, 24000.0)]
+)
+def test_a_save_has_as_long_as_the_other_ranks_wait_for_it(
+    step: float | None, seconds: float
+) -> None:
+    assert allowed(step, patience=6.0) == seconds >= PATIENCE
 
 
 def test_a_hung_rank_dumps_its_stacks_and_ends_with_20(tmp_path: Path) -> None:

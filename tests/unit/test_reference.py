@@ -54,3 +54,9 @@ def test_the_page_has_them():
     assert "- `WaitingForLastAttempt`: pods of an earlier try are still ending" in page
     for reason in (*NORMAL, *ACTION):
         assert f"`{reason}`" in page
+
+
+def test_problems_whose_message_is_cut_to_a_length_are_on_the_page():
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    row = "| `shared-memory-full` | no room in the shared memory of a node: … | raise resources.sh"
+    assert row in page

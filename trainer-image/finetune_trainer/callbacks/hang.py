@@ -18,13 +18,19 @@ FLOOR = 600.0
 """Seconds that are always granted."""
 FACTOR = 10.0
 """Times the median step."""
-SAVING = 3600.0
-"""Seconds that loading or saving may take: a volume may be slow."""
+SLOW = 3600.0
+"""Seconds that are granted as long as no step tells how long one takes, and in a save."""
 
 
-def allowed(step_seconds: float | None, *, floor: float = FLOOR) -> float:
-    """Return the seconds after which a rank without a step counts as hung."""
-    return max(FACTOR * step_seconds, floor) if step_seconds else max(SAVING, floor)
+def allowed(step_seconds: float | None, *, floor: float = FLOOR, patience: float = 1.0) -> float:
+    """Return the seconds after which a rank without a step counts as hung.
+
+    ``patience``: how much longer it may take than usual, above 1 in a save alone. How fast a volume
+    is does not depend on how fast the steps are.
+    """
+    if step_seconds is None or patience > 1.0:
+        floor = max(SLOW, floor)
+    return max(FACTOR * (step_seconds or 0.0), floor) * patience
 
 
 class Watchdog(TrainerCallback):  # type: ignore[misc]
@@ -72,7 +78,7 @@ class Watchdog(TrainerCallback):  # type: ignore[misc]
 
     def _watch(self) -> None:
         while not self._stopped.wait(min(5.0, self._floor / 4)):
-            limit = allowed(self._step_seconds(), floor=self._floor) * self._patience
+            limit = allowed(self._step_seconds(), floor=self._floor, patience=self._patience)
             if time.monotonic() - self._last > limit:
                 self._bark(limit)
                 return

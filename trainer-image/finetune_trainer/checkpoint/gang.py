@@ -13,7 +13,7 @@ T = TypeVar("T")
 PATIENCE = 21600
 """Seconds that ranks wait for one that writes or deletes on a slow volume.
 
-As many as the watchdog, which ends whoever hangs, grants a save before the first step.
+As many as the watchdog, which ends whoever hangs, grants a save at least.
 """
 
 
