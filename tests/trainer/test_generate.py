@@ -23,13 +23,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_prompts_of_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "prompts"
-    for text in ("one\n\n  two  \n", '["one", "two"]', '{"prompt": "one"}\n{"prompt": "two"}\n'):
-        file.write_text(text)
-        assert generate.read_prompts(file) == ["one", "two"]
-
-
 def test_what_the_model_is_asked(root: Path) -> None:
     _, tokenizer = generate.load(root / "volumes/models/tiny")
     ids = generate.encoded(tokenizer, "What is your name?", "Be brief.")["input_ids"][0]
@@ -41,6 +34,23 @@ def test_what_the_model_is_asked(root: Path) -> None:
     _, plain = generate.load(root / "volumes/models/plain")
     ids = generate.encoded(plain, "What is your name?", None)["input_ids"][0]
     assert plain.decode(ids) == "What is your name?"
+
+
+def test_before_training_the_base_is_asked_as_it_will_be_trained(root: Path) -> None:
+    """A base without a template or a tokenizer of its own, and a job that names both."""
+    (root / "volumes/models/bare").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (root / "volumes/models/bare" / name).write_bytes(
+            (root / "volumes/models/plain" / name).read_bytes()
+        )
+    spec = {
+        "model": {"uri": "pvc://models/bare", "tokenizer": {"uri": "pvc://models/plain"}},
+        "dataset": {"chatTemplate": "chatml"},
+    }
+    tokenizer = generate.trained_tokenizer(make_config(root, "generate", spec))
+    _, loaded = generate.load(root / "volumes/models/bare", tokenizer=tokenizer)
+    ids = generate.encoded(loaded, "Your name?", None)["input_ids"][0]
+    assert loaded.decode(ids) == ("<|im_start|>user\nYour name?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_one_line_an_answer(root: Path) -> None:

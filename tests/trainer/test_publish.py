@@ -365,14 +365,61 @@ def test_differences_that_are_no_number_are_found() -> None:
     assert verify.tolerance({"0": torch.tensor([0.1])}, fp32, fp32) == pytest.approx(1e-4)
 
 
-def test_an_adapter_alone(lora: Trained) -> None:
-    manifest = publish.run(lora.config(output={"merge": False}))
+def test_an_adapter_alone(
+    lora: Trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a base that has no template and another end, so that only the output knows better."""
+    base = lora.root / "volumes" / "models" / "tiny"
+    (base / "chat_template.jinja").unlink()
+    settings = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": 0}))
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: be-good\n---\n# Tiny\n")
+    (base / "NOTICE").write_text("made by us")
+    spec = {"output": {"merge": False}, "dataset": {"chatTemplate": "chatml"}}
+    manifest = publish.run(lora.config(**spec))
     folder = lora.root / "workspace" / "output"
     assert not manifest.merged
     assert not (folder / "config.json").exists()
     assert (folder / "adapter_model.safetensors").is_file()
     assert manifest.verification is not None
     assert manifest.verification.loaded_in_clean_process
+    # The base's end and that of the answers, <|im_end|>.
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [0, 2]
+    model, tokenizer = generate.load(base, folder)
+    assert model.generation_config.eos_token_id == ends
+    ids = generate.encoded(tokenizer, "Your name?", None)["input_ids"][0]
+    assert tokenizer.decode(ids) == (
+        "<|im_start|>user\nYour name?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    (folder.parent / "prompts").write_text("What is your name, friend?\n")
+    (answer,) = generate.run_stage(lora.config(**spec), folder.parent / "prompts")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["answer"] == answer
+    assert (folder / "NOTICE").read_text() == "made by us"
+    card = (folder / "README.md").read_text()
+    assert 'license: "other"\nlicense_name: "be-good"\n' in card
+    # What the card says works where it says that a folder is to be named.
+    code = card.partition("```python\n")[2].partition("```")[0]
+    assert code.count('base = "base"  # the folder of pvc://models/tiny\n') == 1
+    (folder / "base").symlink_to(base)
+    monkeypatch.chdir(folder)
+    exec(code, {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_a_base_of_a_hub_is_named_as_libraries_name_it(lora: Trained, tmp_path: Path) -> None:
+    from finetune_trainer.export import card, merge
+
+    uri = "hf://Qwen/Qwen2.5-7B-Instruct"
+    config = lora.config(model={"uri": uri, "revision": "v1"}, output={"merge": False})
+    merge.copy_adapter(config, lora.root / "workspace/checkpoints/1/step-6", tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "Qwen/Qwen2.5-7B-Instruct"
+    assert settings["revision"] == "v1"
+    code = card._use(uri, "v1", adapter=True)
+    assert 'base = "Qwen/Qwen2.5-7B-Instruct"\n' in code
+    assert 'AutoModelForCausalLM.from_pretrained(base, revision="v1")\n' in code
+    assert "hf://" not in code
 
 
 def test_full_weights_are_published_in_the_type_of_the_base(full: Trained) -> None:

@@ -26,6 +26,7 @@ from finetune_trainer.export.prompts import Proof, proof
 from finetune_trainer.export.select import Selected, select
 from finetune_trainer.fetch import locate, tokenizer_files, tokenizer_folder
 from finetune_trainer.hashing import sha256_of, sync_tree, write_json
+from finetune_trainer.hub import TERMS
 from finetune_trainer.model import attention, load_model_config, load_tokenizer, model_folder
 
 ADAPTER = "adapter"
@@ -213,10 +214,13 @@ def write_model(
         if spec.method.kind != "full":
             model = merge.merge(model)
             verify.check_merge(reference, logits_of(model, material.inputs), working)
-            merge.copy_adapter(chosen.folder, folder / ADAPTER, spec.model.uri)
+            merge.copy_adapter(config, chosen.folder, folder / ADAPTER)
         merge.save(model, folder, stored, material.end_tokens)
     else:
-        merge.copy_adapter(chosen.folder, folder, spec.model.uri)
+        merge.copy_adapter(config, chosen.folder, folder)
+        settings = model.get_base_model().generation_config
+        merge.settle(settings, material.end_tokens)
+        settings.save_pretrained(folder)
     del model
     gc.collect()  # the clean process needs the room
     return verify.check_published(
@@ -231,14 +235,15 @@ def write_model(
 
 
 def write_tokenizer(config: StageConfig, tokenizer: Any, folder: Path) -> None:
-    """Copy the base's tokenizer as it is; the template that was trained with goes beside it."""
+    """Copy the base's tokenizer and terms; the template that was trained with goes beside them."""
     from finetune_trainer.data.template import template_text
 
     source = tokenizer_folder(config, model_folder(config))
     for path in tokenizer_files(source):
         shutil.copyfile(path, folder / path.name)
-    for path in model_folder(config).glob("LICENSE*"):
-        shutil.copyfile(path, folder / path.name)
+    for pattern in TERMS:
+        for path in model_folder(config).glob(pattern):
+            shutil.copyfile(path, folder / path.name)
     chosen = config.job.spec.dataset.chat_template
     if chosen is None:
         return

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from finetune_api.reports import CompletionManifest
 from finetune_api.resolved import StageConfig
+from finetune_trainer.model import model_folder
 
 
 def render(config: StageConfig, manifest: CompletionManifest) -> str:
@@ -19,7 +21,7 @@ def render(config: StageConfig, manifest: CompletionManifest) -> str:
         f"{manifest.base_model}, fine-tuned with {_method(spec.method.to_json())} "
         f"({manifest.objective}) for {manifest.selected_step:,} steps.\n",
         "## Use\n",
-        _use(manifest.base_model, adapter=adapter),
+        _use(manifest.base_model, spec.model.revision, adapter=adapter),
         "## Training\n",
         _table(_training(config, manifest)),
     ]
@@ -50,24 +52,43 @@ def _front(config: StageConfig, *, adapter: bool) -> str:
             f"base_model: {uri.removeprefix('hf://')}",
             "base_model_relation: " + ("adapter" if adapter else "finetune"),
         ]
+    terms = terms_of(model_folder(config))
+    lines += [f"{name}: {json.dumps(value)}" for name, value in terms.items()]
     lines += ["pipeline_tag: text-generation", "tags:", "- finetune"]
     return "---\n" + "\n".join(lines) + "\n---\n"
 
 
-def _use(base: str, *, adapter: bool) -> str:
+def terms_of(base: Path) -> dict[str, str]:
+    """Return what the base's own card says of its licence."""
+    from huggingface_hub import metadata_load
+
+    try:
+        front = metadata_load(base / "README.md") or {}
+    except Exception:  # somebody else's text: there may be none, or anything in it
+        return {}
+    names = ("license", "license_name", "license_link")
+    return {name: front[name] for name in names if isinstance(front.get(name), str)}
+
+
+def _use(base: str, revision: str | None, *, adapter: bool) -> str:
     """Return a few lines of Python that answer a question."""
-    load = (
-        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), folder)'
-        if adapter
-        else "model = AutoModelForCausalLM.from_pretrained(folder)"
-    )
+    imported = "AutoModelForCausalLM, AutoTokenizer"
+    load = "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+    if adapter:
+        imported += ", GenerationConfig"
+        at = f", revision={json.dumps(revision)}" if revision else ""
+        load = (
+            f"{_base(base)}model = AutoModelForCausalLM.from_pretrained(base{at})\n"
+            "model = PeftModel.from_pretrained(model, folder)\n"
+            "model.generation_config = GenerationConfig.from_pretrained(folder)\n"
+        )
     return (
         "```python\n"
         + ("from peft import PeftModel\n" if adapter else "")
-        + "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        + f"from transformers import {imported}\n\n"
         'folder = "."  # where this file is\n'
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        f"{load}\n"
+        f"{load}"
         'messages = [{"role": "user", "content": "..."}]\n'
         "inputs = tokenizer.apply_chat_template(\n"
         '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
@@ -75,6 +96,13 @@ def _use(base: str, *, adapter: bool) -> str:
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], '
         "skip_special_tokens=True))\n```\n"
     )
+
+
+def _base(uri: str) -> str:
+    """Return the line that names an adapter's base."""
+    if uri.startswith("hf://"):
+        return f"base = {json.dumps(uri.removeprefix('hf://'))}\n"
+    return f'base = "base"  # the folder of {uri}\n'
 
 
 def _training(config: StageConfig, manifest: CompletionManifest) -> list[tuple[str, str]]:

@@ -55,7 +55,7 @@ def main(folder: str, request_file: str, answer_folder: str) -> None:
     """Load ``folder``, answer the request."""
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
     dtype = getattr(torch, request["dtype"])
@@ -67,7 +67,7 @@ def main(folder: str, request_file: str, answer_folder: str) -> None:
 
         model = AutoModelForCausalLM.from_pretrained(request["base"], **options)
         model = peft.PeftModel.from_pretrained(model, folder)
-        model.generation_config.eos_token_id = request["end_tokens"]
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
     model.eval()

@@ -20,6 +20,7 @@ from finetune_trainer.weights import weight_files
 
 if TYPE_CHECKING:
     import torch
+    from transformers import GenerationConfig
 
 log = logging.getLogger(__name__)
 
@@ -124,18 +125,23 @@ def save(model: Any, folder: Path, dtype: torch.dtype, end_tokens: list[int]) ->
     model.to(dtype)
     model.config.use_cache = True
     model.config.dtype = dtype
-    known = model.generation_config.eos_token_id
-    ends = known if isinstance(known, list) else [known] if known is not None else []
-    model.generation_config.eos_token_id = list(dict.fromkeys([*ends, *end_tokens])) or None
-    if model.generation_config.pad_token_id is None and end_tokens:
-        model.generation_config.pad_token_id = end_tokens[0]
-    if model.generation_config.do_sample is not True:
-        # Sampling values without sampling do not validate.
-        model.generation_config.temperature = None
-        model.generation_config.top_p = None
-        model.generation_config.top_k = None
+    settle(model.generation_config, end_tokens)
     model.save_pretrained(folder, safe_serialization=True, max_shard_size=SHARD)
     _compare(model, folder)
+
+
+def settle(settings: GenerationConfig, end_tokens: list[int]) -> None:
+    """Let generation end where trained answers end, and where the base's did."""
+    known = settings.eos_token_id
+    ends = known if isinstance(known, list) else [known] if known is not None else []
+    settings.eos_token_id = list(dict.fromkeys([*ends, *end_tokens])) or None
+    if settings.pad_token_id is None and end_tokens:
+        settings.pad_token_id = end_tokens[0]
+    if settings.do_sample is not True:
+        # Sampling values without sampling do not validate.
+        settings.temperature = None
+        settings.top_p = None
+        settings.top_k = None
 
 
 def _compare(model: Any, folder: Path) -> None:
@@ -175,12 +181,14 @@ def _written(folder: Path) -> Iterator[tuple[str, Any]]:
                 yield name, tensors.get_tensor(name)
 
 
-def copy_adapter(checkpoint: Path, folder: Path, base: str) -> None:
-    """Copy the adapter; its configuration names the base by its URI, not by a path of ours."""
+def copy_adapter(config: StageConfig, checkpoint: Path, folder: Path) -> None:
+    """Copy the adapter; its configuration names the base as users find it, not by a path of ours."""
+    base = config.job.spec.model
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(checkpoint / ADAPTER_FILES[0], folder / ADAPTER_FILES[0])
     settings = json.loads((checkpoint / ADAPTER_FILES[1]).read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = base
+    settings["base_model_name_or_path"] = base.uri.removeprefix("hf://")
+    settings["revision"] = base.revision
     settings["inference_mode"] = True
     text = json.dumps(settings, indent=2, sort_keys=True)
     (folder / ADAPTER_FILES[1]).write_text(text + "\n", encoding="utf-8")

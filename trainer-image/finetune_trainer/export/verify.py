@@ -90,7 +90,6 @@ def check_published(
         "dtype": dtype_name(working),
         "attention": attention,
         "base": str(base) if base else None,
-        "end_tokens": proof.end_tokens,
     }
     found, told = _in_clean_process(folder, request)
     worst, allowed = difference(reference, found), tolerance(reference, dtype, working)
