@@ -181,7 +181,8 @@ def _run(layout: Layout, record: Record, live: Live) -> int:
 def _stuck(error: OSError, where: str) -> int:
     """Say that the state of a job cannot be written down and return the exit code."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    why = f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror)
+    why = error.strerror or str(error)
+    why += f" ({error.filename})" if error.filename else ""
     problem = Problem(
         code="state-not-written",
         message=f"finetune run cannot go on{where}: {why}",
