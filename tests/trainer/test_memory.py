@@ -411,6 +411,21 @@ def test_memory_of_this_machine_and_of_its_control_group(tmp_path: Path) -> None
     assert verdict.machine_memory(tmp_path) == 8000 * 1024
     (group / "memory.max").write_text("5000000\n")
     assert verdict.machine_memory(tmp_path) == 4999900
+    # 60 GiB of a model that was read lie in the cache, and can be had: 64 - (62 - 60).
+    (tmp_path / "proc/meminfo").write_text(f"MemAvailable: {200 * GIB // 1024} kB\n")
+    stat = "anon 7\ninactive_anon 5\ninactive_file {}\ntotal_inactive_file {}\n"
+    (group / "memory.max").write_text(f"{64 * GIB}\n")
+    (group / "memory.current").write_text(f"{62 * GIB}\n")
+    (group / "memory.stat").write_text(stat.format(60 * GIB, 0))
+    assert verdict.machine_memory(tmp_path) == 62 * GIB
+    # The same of version 1, where it is the sum with all groups below that counts.
+    for path in group.iterdir():
+        path.unlink()
+    (group / "memory").mkdir()
+    (group / "memory/memory.limit_in_bytes").write_text(f"{64 * GIB}\n")
+    (group / "memory/memory.usage_in_bytes").write_text(f"{62 * GIB}\n")
+    (group / "memory/memory.stat").write_text(stat.format(1 * GIB, 60 * GIB))
+    assert verdict.machine_memory(tmp_path) == 62 * GIB
     assert verdict.machine_memory() > 0
 
 

@@ -22,6 +22,17 @@ LARGEST = 64
 """A larger micro-batch gains nothing."""
 SHORTEST = 512
 
+CONTROL_GROUPS = (
+    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+"""Folder, limit, usage, and the statistic of what the kernel gives back; of both versions."""
+
 
 def verdict(
     config: StageConfig,
@@ -160,21 +171,26 @@ def machine_memory(root: Path = Path("/")) -> int:
     for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) * 1024
-    groups = (
-        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
-        (
-            "sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    )
-    for limit_file, usage_file in groups:
+    for folder, limit_file, usage_file, cached in CONTROL_GROUPS:
+        group = root / folder
         try:
-            limit = int((root / limit_file).read_text(encoding="ascii"))
-            used = int((root / usage_file).read_text(encoding="ascii"))
+            limit = int((group / limit_file).read_text(encoding="ascii"))
+            used = int((group / usage_file).read_text(encoding="ascii"))
         except (OSError, ValueError):  # no such group, or "max"
             continue
+        # Pages of files that nobody has used lately are given back when memory is asked for.
+        used = max(0, used - _figure(group / "memory.stat", cached))
         available = min(available, max(0, limit - used))
     return available or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _figure(path: Path, name: str) -> int:
+    """Return one of the figures of a control group's statistics; 0 where it is not told."""
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
 
 
 def _sizes(a_rank: int) -> list[int]:
