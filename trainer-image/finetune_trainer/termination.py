@@ -41,13 +41,39 @@ def fitted(report: TerminationReport) -> bytes:
         data = json.dumps(smaller.to_json(), ensure_ascii=False).encode()
         if len(data) < LIMIT:
             return data
-    bare = attempts[-1].model_copy(update={"problems": (), "evaluation": {}, "message": ""})
+    bare = attempts[-1].model_copy(
+        update={
+            "problems": tuple(map(_least, report.problems[:1])),
+            "evaluation": {},
+            "message": _cut(report.message, 300),
+        }
+    )
     return json.dumps(bare.to_json(), ensure_ascii=False).encode()
 
 
 def _shortened(problem: Problem) -> Problem:
     cut = {"message": problem.message[:300], "fix": problem.fix[:300]}
     return problem.model_copy(update={**cut, "file": problem.file and problem.file[-200:]})
+
+
+def _least(problem: Problem) -> Problem:
+    """What of a problem has room beside everything else that a report always says."""
+    cut = {"message": _cut(problem.message, 600), "fix": _cut(problem.fix, 450)}
+    return problem.model_copy(
+        update={
+            **cut,
+            "field": problem.field and _cut(problem.field, 150),
+            "file": problem.file and _cut(problem.file, 150, end=True),
+        }
+    )
+
+
+def _cut(text: str, size: int, *, end: bool = False) -> str:
+    """Return as much of the beginning (or the end) as ``size`` bytes of JSON hold."""
+    kept = text[-size:] if end else text[:size]
+    while len(json.dumps(kept, ensure_ascii=False).encode()) - 2 > size:
+        kept = kept[1:] if end else kept[:-1]
+    return kept
 
 
 def place(environ: Mapping[str, str]) -> Path | None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from finetune_api.checkpoint import Rejected
 from finetune_api.problem import Problem
 from finetune_api.reports import TerminationReport
@@ -43,6 +45,28 @@ def test_bytes_count_and_not_letters() -> None:
     data = termination.fitted(report)
     assert len(data) < 4096
     assert parsed(data).exit_code == 12
+
+
+@pytest.mark.parametrize(
+    ("letter", "said", "message", "fix"),
+    [("\N{SNOWMAN}", 100, 200, 150), ("\N{GRINNING FACE}", 75, 150, 112), ("\x01", 50, 100, 75)],
+)
+def test_words_of_any_script_are_cut_and_never_left_out(
+    letter: str, said: int, message: int, fix: int
+) -> None:
+    """300 bytes of what happened, 600 and 450 of the problem; a control character is six in JSON."""
+    problem = Problem(code="x", message=letter * 1024, fix=letter * 1024, file=letter * 400 + ".py")
+    report = REPORT.model_copy(
+        update={"message": letter * 512, "problems": (problem,) * 3, "evaluation": {"loss": 1.0}}
+    )
+    data = termination.fitted(report)
+    assert len(data) < 4096
+    kept = parsed(data)
+    assert (kept.exit_code, kept.message) == (12, letter * said)
+    (first,) = kept.problems
+    assert (first.code, first.message, first.fix) == ("x", letter * message, letter * fix)
+    assert first.file is not None
+    assert first.file.endswith(letter + ".py")
 
 
 def test_it_is_written_where_the_environment_says(tmp_path: Path) -> None:

@@ -20,6 +20,14 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each with its name flushed into the one that holds it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        flush_folder(path.parent)
+
+
 def flush_file(path: Path) -> None:
     """Flush a file that somebody else wrote and closed."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -168,7 +168,7 @@ class Checkpoints:
     def _make(self, folder: Path) -> None:
         claims.fence(self.layout, self.sequence)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(folder)
         except OSError as error:
             problem = storage_problem(error, self.layout.root)
             if problem is None:
