@@ -10,16 +10,15 @@ from finetune_operator.plan.situation import Situation
 def without_progress(s: Situation, cause: Cause) -> dict[str, int]:
     """Count attempts in a row that left nothing newer, and those of them that never trained.
 
-    Waiting for room and stopping are no attempts.
+    Waiting for room and stopping are no attempts. A try of preparation or publishing that is tried
+    again has left nothing.
     """
-    ledger = s.ledger
-    if s.stage != "train":
-        return {}
-    if _progressed(s):
+    ledger, training = s.ledger, s.stage == "train"
+    if training and _progressed(s):
         return {"attempts_without_progress": 0, "interrupted_starts": 0}
     if cause.class_ == "Stopped" or (cause.class_, cause.code) == ("StartTimeout", NO_ROOM.code):
         return {}
-    interrupted = cause.budget == "preemption" and not _trained(s)
+    interrupted = training and cause.budget == "preemption" and not _trained(s)
     return {
         "attempts_without_progress": ledger.attempts_without_progress + 1,
         "interrupted_starts": ledger.interrupted_starts + interrupted,

@@ -279,12 +279,11 @@ def _instead(cause: Cause, class_: FailureClass, row: Row) -> Cause:
 def next_try(s: Situation, class_: FailureClass, cause: Cause | None = None) -> Situation:
     """Name the next try of the stage, and for an attempt what it will resume from."""
     ledger = s.ledger
-    # Only what came to nothing in a row: an attempt of which no checkpoint was heard follows others
-    # that saved some, and a model that is published has had its preemptions behind it.
-    restarts = ledger.attempts_without_progress if s.stage == "train" else ledger.tries
     waits = cause is not None and class_ != "Stopped"
     number = (ledger.attempt if s.stage == "train" else ledger.tries) + 1
-    seconds = back_off(s.job.uid, number, restarts)
+    # Only what came to nothing in a row counts: an attempt of which no checkpoint was heard follows
+    # others that saved some.
+    seconds = back_off(s.job.uid, number, ledger.attempts_without_progress)
     not_before = text_of(later(s.now, seconds)) if waits else None
     if s.stage != "train":
         return s.with_ledger(tries=number, child=s.named(s.stage, number), not_before=not_before)

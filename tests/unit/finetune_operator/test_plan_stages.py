@@ -249,6 +249,38 @@ def test_a_raised_retry_generation_leaves_failed_from_the_stage_that_failed() ->
     assert ledger.resumes[-1].cause == "StorageFull"
 
 
+def test_tries_of_a_preparation_wait_longer_and_begin_anew_with_a_retry() -> None:
+    """Their numbers go on; suspensions are no failures, so they lengthen no wait either."""
+
+    def prepared(ledger: Ledger, seconds: float, generation: int, **ended: Any) -> float:
+        recovery = Recovery(max_failures=3, retry_generation=generation)
+        live = replace(Live.of(JOB.spec), recovery=recovery, suspend="stopped" in ended)
+        child = ledger.child
+        assert child is not None
+        running = ChildState(child.name, "p", running=1, active_since=at(seconds))
+        ledger, _ = look(ledger, seconds, running, live=live, choices=None)
+        code = 143 if "stopped" in ended else 1
+        ledger, _ = look(ledger, seconds, over(running, code, seconds), live=live, choices=None)
+        ledgers.append(ledger)
+        if ledger.not_before is None:
+            return 0.0
+        return (datetime.fromisoformat(ledger.not_before) - at(seconds)).total_seconds()
+
+    ledgers = [look(Ledger(), 0, choices=None)[0]]
+    waits = [prepared(ledgers[-1], 1000.0 * n, 0) for n in range(4)]
+    for least, wait in zip((10, 20, 40), waits[:3], strict=True):
+        assert least <= wait <= least * 1.25 + 1
+    assert (ledgers[-1].outcome, ledgers[-1].tries) == ("Failed", 4)
+    again = replace(Live.of(JOB.spec), recovery=Recovery(retry_generation=1))
+    ledgers.append(look(ledgers[-1], 5000, live=again, choices=None)[0])
+    assert prepared(ledgers[-1], 6000, 1, stopped=True) == 0.0
+    assert 10 <= prepared(ledgers[-1], 7000, 1) <= 13.5
+    assert 20 <= prepared(ledgers[-1], 8000, 1) <= 26
+    assert (ledgers[-1].tries, ledgers[-1].failures) == (8, 2)
+    assert ledgers[-1].child is not None
+    assert ledgers[-1].child.name == "tiny-prepare-8"
+
+
 def test_a_retry_generation_of_a_job_that_goes_on_changes_nothing() -> None:
     again = replace(Live.of(JOB.spec), recovery=Recovery(retry_generation=1))
     ledger, _ = look(PREPARED, 60, RUNNING, live=again)
