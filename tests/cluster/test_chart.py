@@ -245,6 +245,26 @@ PINNED = {"images": {"trainer": "r/t@sha256:" + "c" * 64}}
             {"metrics": {"enabled": False, "serviceMonitor": {"enabled": True}}},
             "metrics.serviceMonitor.enabled needs metrics.enabled",
         ),
+        (
+            {"podLabels": {"a": "b", "app.kubernetes.io/name": "x"}},
+            "podLabels: the chart sets app.kubernetes.io/name itself. Leave it out.",
+        ),
+        (
+            {"podAnnotations": {"kubectl.kubernetes.io/default-container": "x"}},
+            "podAnnotations: the chart sets kubectl.kubernetes.io/default-container itself.",
+        ),
+        (
+            {"metrics": {"serviceMonitor": {"labels": {"helm.sh/chart": "x"}}}},
+            "metrics.serviceMonitor.labels: the chart sets helm.sh/chart itself. Leave it out.",
+        ),
+        (
+            {"profiles": [{"name": "a", "labels": {"helm.sh/chart": "x"}, "spec": {}}]},
+            "labels of profile a: the chart sets helm.sh/chart itself. Leave it out.",
+        ),
+        (
+            {"profiles": [{"name": "a", "spec": {}}, {"name": "a", "spec": {}}]},
+            "profiles: two are named a. Give each a name of its own.",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_refused_with_what_to_do(values, said):
