@@ -76,8 +76,34 @@ Quantity = Annotated[
     Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
 ]
 """A Kubernetes quantity: ``80Gi``, ``500m``, ``32``."""
-Duration = Annotated[
-    str, StringConstraints(pattern=r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$", max_length=32)
+SIZE_PATTERN = (
+    r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+)
+Size = Annotated[
+    str,
+    BeforeValidator(_spelled),
+    StringConstraints(pattern=SIZE_PATTERN, max_length=32),
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "pattern": SIZE_PATTERN,
+            "minimum": 1,
+        }
+    ),
 ]
+"""A quantity of bytes that is more than none: no volume is made of ``0``."""
+WHOLE_PATTERN = r"^[0-9]+(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+Whole = Annotated[
+    str,
+    BeforeValidator(_spelled),
+    StringConstraints(pattern=WHOLE_PATTERN, max_length=32),
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": WHOLE_PATTERN}),
+]
+"""A quantity without parts: of devices there are no halves."""
+_PART = r"[0-9]+(\.[0-9]+)?(ms|s|m|h|d)"
+Duration = Annotated[str, StringConstraints(pattern=rf"^({_PART})+$", max_length=32)]
 """A length of time: ``10m``, ``1h30m``, ``72h``, ``2d``."""
+_SOME = r"([0-9]*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(ms|s|m|h|d)"
+Period = Annotated[str, StringConstraints(pattern=rf"^({_PART})*{_SOME}({_PART})*$", max_length=32)]
+"""A length of time that is more than none."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator
 
-from finetune_api.document import Document, Duration, Name, Quantity
+from finetune_api.document import Document, Duration, Name, Size, Whole
 from finetune_api.job import JobSpec
-from finetune_api.job.resources import LabelKey, LabelValue
+from finetune_api.job.resources import QUALIFIED, LabelKey, LabelValue, device_domain
 
 KIND = "FineTuneProfile"
 
@@ -16,6 +16,12 @@ Glob = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """A pattern in which ``*`` stands for any text, slashes included."""
 Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Counted = Annotated[int, Field(ge=0, le=1_000_000)]
+ExtraResource = Annotated[
+    str,
+    StringConstraints(pattern=rf"^(hugepages-[1-9][0-9]*(Ki|Mi|Gi)|{QUALIFIED})$", max_length=317),
+    device_domain,
+]
+"""A device, or pages of one size: cpu and memory are the job's to name."""
 MethodName = Literal["full", "lora", "houlsby", "prefixTuning", "promptTuning", "pTuning"]
 
 
@@ -75,7 +81,7 @@ class Limits(Document):
     runtime: Duration | None = None
     """Of ``activeDeadlineSeconds``."""
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] | None = None
-    workspace: Quantity | None = None
+    workspace: Size | None = None
     grace_period_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
 
 
@@ -134,8 +140,8 @@ class Platform(Document):
     """Without rights of its own; pods get no API token."""
     pod_security: PodSecurity = PodSecurity()
     environment: Annotated[list[Variable], Field(max_length=64)] | None = None
-    extra_resources: Annotated[dict[LabelKey, Quantity], Field(max_length=16)] | None = None
-    """Of every training pod, such as ``rdma/hca: 1``."""
+    extra_resources: Annotated[dict[ExtraResource, Whole], Field(max_length=16)] | None = None
+    """Of every training pod, such as ``rdma/hca: 1`` or ``hugepages-2Mi: 5Gi``."""
     pod_annotations: (
         Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
         | None
@@ -144,12 +150,14 @@ class Platform(Document):
     zones: Annotated[list[LabelValue], Field(max_length=32)] | None = None
     """Zones that every phase of a job must stay in, where volumes belong to a zone."""
     network: Literal["Offline", "HubOnly", "Open"] = "HubOnly"
-    """HubOnly: preparation reads from the hub, nothing else leaves the pods."""
+    """HubOnly: preparation may read from the hub. Offline: no pod does. What else pods can reach is
+    for a NetworkPolicy to say; Open is not supported yet."""
     model_cache: ModelCache | None = None
     """Not supported yet: models are kept in each job's workspace."""
     preparation_queue_name: LabelValue | None = None
     """Queue for preparation and publishing. Absent: they are not queued."""
     price: Price | None = None
+    """Not supported yet: no report says what a job has cost."""
 
 
 class ProfileSpec(Document):

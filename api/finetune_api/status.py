@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -123,9 +123,7 @@ class Resume(Document):
     digest: Digest | None = None
     """None: from step 0, nothing was saved before."""
     lost_steps: Count = 0
-    rejected: Annotated[
-        tuple[Annotated[str, Field(max_length=1024)], ...], Field(max_length=3)
-    ] = ()
+    rejected: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=3)] = ()
     """Newer checkpoints that did not verify, with the reason."""
     time: Time
 
@@ -185,7 +183,8 @@ class Ledger(Document):
     suspensions: Count = 0
     """Attempts that the job's own user ended with ``spec.suspend``."""
     attempts_without_progress: Count = 0
-    """Attempts in a row that left no newer verified checkpoint."""
+    """Attempts in a row that left no newer verified checkpoint, or tries of preparation or
+    publishing in a row that failed."""
     interrupted_starts: Count = 0
     """Attempts of those without progress that were ended from outside before their first step."""
     memory_halvings: Annotated[int, Field(ge=0, le=2)] = 0
@@ -212,12 +211,17 @@ class Ledger(Document):
 
 
 class JobStatus(Ledger):
-    """``status`` of a FineTuneJob: the ledger and what is derived from it (16 kB at most)."""
+    """``status`` of a FineTuneJob: the ledger and what is derived from it.
+
+    Each part is bounded, and with them the whole: 70 kB of ASCII where every part is full.
+    """
 
     phase: Phase | None = None
     summary: Summary = Summary()
     observed_generation: Count = 0
-    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = ()
+    conditions: Annotated[
+        tuple[Condition, ...], Field(max_length=len(get_args(ConditionType)))
+    ] = ()
     resolved: ResolvedRef | None = None
     trainer_image: Annotated[str, Field(max_length=512)] = ""
     backend: Annotated[str, Field(max_length=64)] = ""

@@ -161,7 +161,7 @@ def _int_or_string(found: Schema) -> Schema:
     kept = {key: value for key, value in found.items() if key != "type"}
     return {
         **kept,
-        "minimum": 0,  # the pattern speaks of text alone
+        "minimum": kept.get("minimum", 0),  # the pattern speaks of text alone
         "x-kubernetes-int-or-string": True,
         "anyOf": [{"type": "integer"}, {"type": "string"}],
     }

@@ -377,7 +377,6 @@ def test_a_profile(api):
             "podSecurity": {"runAsUser": 1000, "fsGroup": 1000},
             "zones": ["eu-1a"],
             "network": "HubOnly",
-            "price": {"perAcceleratorHour": 2.5, "currency": "EUR"},
         },
     }
 
@@ -391,6 +390,8 @@ def test_a_profile(api):
         ({"defaults": {"training": {"lr": 1}}}, "spec.defaults.training.lr"),
         ({"platform": {"images": {"trainer": "trainer:latest"}}}, "spec.platform.images.trainer"),
         ({"limits": {"nodes": 0}}, "spec.limits.nodes"),
+        ({"limits": {"workspace": 0}}, "spec.limits.workspace"),
+        ({"platform": {"extraResources": {"rdma/hca": "500m"}}}, "extraResources.rdma/hca"),
         ({"allow": {"methods": ["magic"]}}, "spec.allow.methods[0]"),
     ],
 )
@@ -398,3 +399,48 @@ def test_a_profile_with_a_mistake(api, spec, said):
     with pytest.raises(ApiError) as refused:
         api.create(PROFILES, profile(spec), dryRun="All")
     assert said in refused.value.message
+
+
+def batch_job(resources=None, **pod):
+    container = {"name": "a", "image": "a", "resources": {"limits": resources or {}}}
+    template = {"spec": {"restartPolicy": "Never", "containers": [container], **pod}}
+    return {"metadata": {"name": "a"}, "spec": {"template": template}}
+
+
+def claim(size):
+    wanted = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": size}}}
+    return {"metadata": {"name": "a"}, "spec": wanted}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (batch_job({"example.com/hca": "1", "memory": "1Gi", "hugepages-2Mi": "4Mi"}), ""),
+        (batch_job({"a" * 244 + "/hca": "1"}, nodeSelector={"a" * 253 + "/pool": "x"}), ""),
+        (batch_job({"foo": "1"}), "must be a standard resource for containers"),
+        (batch_job({"example.com/hca": "500m"}), "must be an integer"),
+        (batch_job({"requests.example.com/gpu": "1"}), "extended resource name standard"),
+        (batch_job({"a" * 245 + "/hca": "1"}), "extended resource name standard"),
+        (batch_job({"hugepages-2Mi": "4Mi"}), "HugePages require cpu or memory"),
+        (
+            batch_job({"hugepages-2Mi": "3Mi", "memory": "1Gi"}),
+            "positive integer multiple of hugepages-2Mi",
+        ),
+        (batch_job(nodeSelector={"a" * 254 + "/pool": "x"}), "must be no more than 253"),
+        (claim("1"), ""),
+        (claim("0"), "must be greater than zero"),
+    ],
+    ids=lambda case: None if isinstance(case, dict) else case or "taken",
+)
+def test_what_resolve_asks_of_names_and_amounts_is_what_kubernetes_asks(api, body, said):
+    group, kind, plural = "api/v1", "PersistentVolumeClaim", "persistentvolumeclaims"
+    if "template" in body["spec"]:
+        group, kind, plural = "apis/batch/v1", "Job", "jobs"
+    whole = {"apiVersion": group.partition("/")[2], "kind": kind, **body}
+    path = f"/{group}/namespaces/default/{plural}"
+    try:
+        api.create(path, whole, dryRun="All")
+    except ApiError as error:
+        assert said and said in error.message
+    else:
+        assert not said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from hypothesis import strategies as st
@@ -14,7 +15,8 @@ def from_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     if schema.get("x-kubernetes-int-or-string"):
-        return st.integers(0, 10**6) | st.sampled_from(["80Gi", "500m", "1.5T"])
+        words = [word for word in ("80Gi", "500m", "1.5T") if re.search(schema["pattern"], word)]
+        return st.integers(schema["minimum"], 10**6) | st.sampled_from(words)
     kind = schema.get("type")
     if kind == "object" and "properties" in schema:
         return _object(schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.condition import All, Compare, Either, Eq, Has, StartsWith
+from finetune_api.job.resources import QUOTA
 from finetune_api.rule import Rule
 
 ROWS: tuple[Rule, ...] = (
@@ -25,6 +26,15 @@ ROWS: tuple[Rule, ...] = (
         fix="set accelerator.perNode to 1 or more, or device: cpu",
         bad={"resources": {"accelerator": {"perNode": 0, "device": "cuda"}}},
         good={"resources": {"accelerator": {"perNode": 0, "device": "cpu"}}},
+    ),
+    Rule(
+        code="resource-of-quota",
+        field="resources.accelerator.resource",
+        when=StartsWith("resources.accelerator.resource", QUOTA),
+        message="a name that begins with requests. is how a quota speaks of a device",
+        fix="write the name that nodes give it, such as nvidia.com/gpu",
+        bad={"resources": {"accelerator": {"resource": "requests.nvidia.com/gpu"}}},
+        good={"resources": {"accelerator": {"resource": "nvidia.com/gpu"}}},
     ),
     Rule(
         code="more-processes-than-accelerators",

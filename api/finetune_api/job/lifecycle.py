@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.document import Document, Duration, Fraction, Name, Quantity, Word
+from finetune_api.document import Document, Duration, Fraction, Name, Period, Size, Word
 from finetune_api.job.training import Batch, Steps
 from finetune_api.source import CLAIM_PATTERN, SecretKeyRef
 
@@ -18,7 +18,7 @@ class Workspace(Document):
     """Prepared data, checkpoints and logs: an existing claim, or one that is made."""
 
     claim_name: Name | None = None
-    size: Quantity | None = None
+    size: Size | None = None
     storage_class_name: Name | None = None
     retain: bool = True
     """Keep a claim that was made when the job is deleted."""
@@ -42,7 +42,7 @@ class Recovery(Document):
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
     max_preemptions: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     """Absent: no limit."""
-    start_timeout: Duration = "30m"
+    start_timeout: Period = "30m"
     retry_generation: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Raise it to try a failed job again from the phase that failed."""
 

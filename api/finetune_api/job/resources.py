@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
+from pydantic_core import PydanticKnownError
 
 from finetune_api.document import SUBDOMAIN, Document, Name, Quantity, filled
+
+
+def domain_up_to(most: int) -> AfterValidator:
+    """Hold the part before the slash to its own bound, which no pattern of its labels can."""
+
+    def hold(key: str) -> str:
+        domain = key.rpartition("/")[0]
+        if len(domain) > most:
+            beside = len(key) - len(domain)
+            raise PydanticKnownError("string_too_long", {"max_length": most + beside})
+        return key
+
+    return AfterValidator(hold)
+
+
+LONGEST_DOMAIN = 253
+QUALIFIED = rf"{SUBDOMAIN}/[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?"
+QUOTA = "requests."
+"""What quotas put before the name of a device, so that no name may begin so itself."""
+device_domain = domain_up_to(LONGEST_DOMAIN - len(QUOTA))
 
 LabelKey = Annotated[
     str,
@@ -14,12 +35,10 @@ LabelKey = Annotated[
         pattern=rf"^({SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$",
         max_length=317,
     ),
+    domain_up_to(LONGEST_DOMAIN),
 ]
 ExtendedResource = Annotated[
-    str,
-    StringConstraints(
-        pattern=rf"^{SUBDOMAIN}/[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$", max_length=317
-    ),
+    str, StringConstraints(pattern=rf"^{QUALIFIED}$", max_length=317), device_domain
 ]
 """``domain/name``: a container cannot ask for any other name, and cpu or memory are no devices."""
 LabelValue = Annotated[

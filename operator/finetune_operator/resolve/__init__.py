@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api.job import JobSpec
 from finetune_api.problem import Problem, Refused
 from finetune_api.resolved import Chosen, Origin, ResolvedJob
-from finetune_operator.resolve import builtin, ceilings, checks, validation
+from finetune_operator.resolve import builtin, ceilings, checks, extra_resources, validation
 from finetune_operator.resolve.layers import Merged
 from finetune_operator.resolve.paths import look, path_text
 from finetune_operator.resolve.profiles import Profile, choose_profile, profile_problems
@@ -116,7 +116,11 @@ def _beyond_profile(spec: JobSpec, labels: Any, profile: Profile | None) -> list
         for key, value in (labels.items() if isinstance(labels, Mapping) else ())
         if isinstance(value, str)
     }
-    return ceilings.not_allowed(spec, texts, profile) + ceilings.over_limits(spec, profile)
+    return [
+        *ceilings.not_allowed(spec, texts, profile),
+        *ceilings.over_limits(spec, profile),
+        *extra_resources.lacking(spec, profile.spec.platform),
+    ]
 
 
 def _attributed(problem: Problem, merged: Merged, profile: Profile | None) -> Problem:

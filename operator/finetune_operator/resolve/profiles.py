@@ -13,7 +13,7 @@ from finetune_api.names import ANNOTATION_DEFAULT_PROFILE
 from finetune_api.problem import Problem, Refused
 from finetune_api.profile import LabelSelector, Platform, ProfileSpec, SelectorRequirement
 from finetune_operator.render import environment, security
-from finetune_operator.resolve import validation, wording
+from finetune_operator.resolve import extra_resources, validation, wording
 from finetune_operator.resolve.paths import look
 
 ASK = "ask who runs the cluster for a profile that admits the namespace"
@@ -66,6 +66,7 @@ def profile_problems(data: Any) -> list[Problem]:
     if isinstance(parsed, ProfileSpec):
         found += environment.problems(parsed.platform)
         found += security.problems(parsed.platform.pod_security)
+        found += extra_resources.problems(parsed.platform)
         found += _not_supported(parsed.platform)
     defaults = spec.get("defaults", {})
     misshapen = validation.shape(defaults, "spec.defaults")
@@ -79,16 +80,35 @@ def profile_problems(data: Any) -> list[Problem]:
 
 def _not_supported(platform: Platform) -> list[Problem]:
     """Return what a profile cannot say yet: refused, never accepted and ignored."""
-    if platform.model_cache is None:
-        return []
-    return [
-        Problem(
-            code="not-supported-model-cache",
-            field="spec.platform.modelCache",
-            message="not supported yet: a claim that holds the models of all jobs",
-            fix="remove modelCache; each job keeps its model in its workspace",
+    found = []
+    if platform.model_cache is not None:
+        found.append(
+            Problem(
+                code="not-supported-model-cache",
+                field="spec.platform.modelCache",
+                message="not supported yet: a claim that holds the models of all jobs",
+                fix="remove modelCache; each job keeps its model in its workspace",
+            )
         )
-    ]
+    if platform.network == "Open":
+        found.append(
+            Problem(
+                code="not-supported-network-open",
+                field="spec.platform.network",
+                message="not supported yet: training and publishing that read from a hub",
+                fix="write network: HubOnly; what else pods can reach is for a NetworkPolicy to say",
+            )
+        )
+    if platform.price is not None:
+        found.append(
+            Problem(
+                code="not-supported-price",
+                field="spec.platform.price",
+                message="not supported yet: reports of what a job has cost",
+                fix="remove price",
+            )
+        )
+    return found
 
 
 def _but_hidden(parsed: Document | list[Problem], found: Sequence[Problem]) -> list[Problem]:

@@ -71,7 +71,7 @@ def test_the_schema_of_profiles_reads_them_as_the_api_server_does():
         "allow": {"namespaceSelector": {"matchLabels": {"a": "b"}}, "uris": ["pvc://*"]},
         "limits": {"nodes": 4, "workspace": "2Ti", "runtime": "72h"},
         "defaults": {"method": {"lora": {"r": 8}}, "workspace": {"size": 100}},
-        "platform": {"extraResources": {"rdma/hca": 1}, "price": {"perAcceleratorHour": 2.5}},
+        "platform": {"extraResources": {"rdma/hca": 1}, "modelCache": {"claimName": "models"}},
     }
     assert refused(good) == []
     assert refused({"limit": {}}) == [""]
@@ -81,7 +81,11 @@ def test_the_schema_of_profiles_reads_them_as_the_api_server_does():
         "limits/workspace",
     ]
     assert refused({"defaults": {"training": {"epoch": 3}}}) == ["defaults/training"]
-    assert refused({"platform": {"price": {}}}) == ["platform/price"]
+    assert refused({"platform": {"modelCache": {}}}) == ["platform/modelCache"]
+    assert refused({"platform": {"extraResources": {"rdma/hca": "500m"}}}) == [
+        "platform/extraResources/rdma/hca"
+    ]
+    assert refused({"limits": {"workspace": 0}}) == ["limits/workspace"]
 
 
 def test_what_else_stands_in_the_schema_of_values_is_kept(tmp_path):

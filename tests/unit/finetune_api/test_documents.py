@@ -1,6 +1,7 @@
 """Models are frozen and closed, and have one byte form."""
 
 import importlib
+import json
 import pkgutil
 
 import pytest
@@ -12,6 +13,8 @@ from finetune_api.job import JobSpec
 from finetune_api.job.method import Lora
 from finetune_api.job.training import Training
 from finetune_api.profile import ProfileSpec
+from finetune_api.status import JobStatus
+from finetune_api.structural import structural
 
 
 def models():
@@ -149,3 +152,23 @@ def test_a_profile_names_images_by_digest():
     ProfileSpec.model_validate({"platform": {"images": {"trainer": image}}})
     with pytest.raises(ValidationError, match="trainer"):
         ProfileSpec.model_validate({"platform": {"images": {"trainer": "trainer:latest"}}})
+
+
+def full(schema):
+    """What fills every bound of a structural schema."""
+    if "enum" in schema:
+        return max(schema["enum"], key=len)
+    if "properties" in schema:
+        return {name: full(child) for name, child in schema["properties"].items()}
+    if "additionalProperties" in schema:
+        keys = [f"{number:064d}" for number in range(schema["maxProperties"])]
+        return {key: full(schema["additionalProperties"]) for key in keys}
+    if schema["type"] == "array":
+        return [full(schema["items"])] * schema["maxItems"]
+    values = {"integer": schema.get("maximum", 2**53), "number": 1234567.8901234567}
+    values |= {"boolean": False, "string": "x" * schema.get("maxLength", 0)}
+    return values[schema["type"]]
+
+
+def test_a_status_of_which_every_part_is_full_is_not_large():
+    assert 60_000 < len(json.dumps(full(structural(JobStatus)))) <= 70_000

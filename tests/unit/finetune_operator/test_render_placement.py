@@ -21,7 +21,7 @@ def test_accelerators_are_for_training_alone() -> None:
             "preparation": {"cpu": "8"},
         }
     )
-    platform = {"extraResources": {"rdma/hca": "1", "cpu": "1"}}
+    platform = {"extraResources": {"rdma/hca": "1"}}
     asked = {"cpu": "32", "memory": "256Gi", "nvidia.com/gpu": "8", "rdma/hca": "1"}
     container = pod_of("train", given, platform)["spec"]["containers"][0]
     assert container["resources"] == {"requests": asked, "limits": asked}

@@ -16,7 +16,6 @@ from harness.rendered import CHOICES, attempt_config, job_of
     ("network", "uri", "offline"),
     [
         ("HubOnly", "hf://owner/name", "0"),
-        ("Open", "hf://owner/name", "0"),
         ("Offline", "hf://owner/name", "1"),
         ("HubOnly", "pvc://models/base", "1"),
     ],

@@ -24,7 +24,15 @@ from harness.spec_strategy import from_schema
 EXAMPLES = int(os.environ.get("RENDER_EXAMPLES", "1000"))
 """Jobs; each is rendered as four kinds of pods."""
 NAMES = st.sampled_from(["a", "support-bot", "b" * 40, "x-9" + "-y" * 18])
-PLATFORMS = from_schema(structural(Platform))
+
+
+def with_devices(platform: dict[str, Any]) -> dict[str, Any]:
+    """Return the platform with names of devices, which the schema alone does not ask for."""
+    extra = platform.get("extraResources") or {}
+    return {**platform, "extraResources": {f"example.com/{key}": n for key, n in extra.items()}}
+
+
+PLATFORMS = from_schema(structural(Platform)).map(with_devices)
 KEYS = st.sampled_from(
     [
         "finetune.dev/job-uid",

@@ -45,6 +45,14 @@ def test_a_cluster_that_assigns_ids_is_named_none(stage: Any) -> None:
             {"modelCache": {"claimName": "models"}},
             [("spec.platform.modelCache", "not-supported-model-cache")],
         ),
+        (
+            {"network": "Open", "price": {"perAcceleratorHour": 2.5}},
+            [
+                ("spec.platform.network", "not-supported-network-open"),
+                ("spec.platform.price", "not-supported-price"),
+            ],
+        ),
+        ({"network": "Offline"}, []),
     ],
 )
 def test_what_a_profile_cannot_say_is_told(

@@ -257,6 +257,51 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[str, str, str, str]]] = {
             "write train: [{uri: pvc://claim/train.jsonl}]",
         ),
     ),
+    "a volume of nothing": (
+        {"workspace": {"size": 0}},
+        (
+            "spec.workspace.size",
+            "wrong-format",
+            'spec.workspace.size cannot be the text "0"',
+            "write a size that is more than nothing, such as 80Gi",
+        ),
+    ),
+    "no time to start in": (
+        {"recovery": {"startTimeout": "0m0s"}},
+        (
+            "spec.recovery.startTimeout",
+            "wrong-format",
+            'spec.recovery.startTimeout cannot be the text "0m0s"',
+            "write a length of time such as 90s, 10m or 1h30m",
+        ),
+    ),
+    "a device as quotas name it": (
+        {"resources": {"accelerator": {"resource": "requests.nvidia.com/gpu"}}},
+        (
+            "spec.resources.accelerator.resource",
+            "resource-of-quota",
+            "a name that begins with requests. is how a quota speaks of a device",
+            "write the name that nodes give it, such as nvidia.com/gpu",
+        ),
+    ),
+    "a device that no quota could name": (
+        {"resources": {"accelerator": {"resource": "a" * 245 + "/gpu"}}},
+        (
+            "spec.resources.accelerator.resource",
+            "too-long",
+            "spec.resources.accelerator.resource takes at most 248 characters",
+            "shorten it",
+        ),
+    ),
+    "a label key with too long a domain": (
+        {"resources": {"nodeSelector": {"a" * 254 + "/pool": "gpu"}}},
+        (
+            f"spec.resources.nodeSelector[{'a' * 254}/pool]",
+            "wrong-format",
+            f'the text "{"a" * 57}..." cannot be a key of resources.nodeSelector',
+            "write at most 258 characters",
+        ),
+    ),
     "not supported yet": (
         {"objective": {"dpo": {}}},
         (
