@@ -265,6 +265,79 @@ def test_a_template_that_drops_the_answer_is_refused():
         render(template, THREE_TURNS, "Assistant")
 
 
+SPLIT = "{{ message['content'].split('</think>')[-1] + '<|end|>' }}"
+WHOLE = "{{ message['content'] + '<|end|>' }}"
+TURNS = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{% if EARLIER %}SPLIT{% else %}WHOLE{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+MARKS = "{% generation %}TEXT{% endgeneration %}"
+
+
+def reasoning_template(earlier: str, *, marked: bool) -> ChatTemplate:
+    """Return a template that leaves out reasoning of the messages for which ``earlier`` holds."""
+    text = TURNS.replace("EARLIER", earlier)
+    for name, body in (("SPLIT", SPLIT), ("WHOLE", WHOLE)):
+        one = "{% if message['role'] == 'assistant' %}MARKS{% else %}BODY{% endif %}"
+        one = one.replace("MARKS", MARKS.replace("TEXT", body)) if marked else "BODY"
+        text = text.replace(name, one.replace("BODY", body))
+    return load_template(text, tokenizer_of(FAMILIES["marked"].control))
+
+
+THOUGHT = (
+    Message("user", "hi"),
+    Message("assistant", "<think>\nwho see\n</think>\n\nhello you"),
+    Message("user", "who"),
+    Message("assistant", "<think>be kind</think>Otto"),
+)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("loss_on", ["Assistant", "LastAssistant", "All"])
+def test_a_template_that_drops_reasoning_of_what_is_trained_is_refused(loss_on, marked):
+    always = reasoning_template("true", marked=marked)  # as those of DeepSeek-R1 do
+    with pytest.raises(BadRow, match="leaves the reasoning of an answer out") as caught:
+        render(always, THOUGHT[2:], loss_on)
+    assert (caught.value.code, caught.value.fix) == (
+        "template-drops-reasoning",
+        "choose another dataset.chatTemplate; where this one drops that of earlier answers "
+        "alone, set dataset.unrollTurns: true; or remove the reasoning from the row",
+    )
+    # What is not there, or says nothing, is not dropped.
+    for text in ("Otto", "<think>\n\n</think>\n\nOtto", "</think>Otto"):
+        rendered = render(always, (THOUGHT[2], Message("assistant", text)), loss_on)
+        assert "Otto<|end|>" in "".join(rendered.text[a:b] for a, b in rendered.trained)
+
+
+def test_a_template_that_drops_reasoning_of_earlier_answers_trains_the_last():
+    rewriting = reasoning_template("not loop.last", marked=True)  # as those of Qwen3 do
+    rendered = render(rewriting, THOUGHT, "LastAssistant")
+    assert [rendered.text[a:b] for a, b in rendered.trained] == [
+        "<think>be kind</think>Otto<|end|>"
+    ]
+    with pytest.raises(BadRow) as caught:
+        render(rewriting, THOUGHT, "Assistant")
+    assert caught.value.code == "template-drops-reasoning"
+    texts = []
+    for turn in unrolled(THOUGHT):
+        rendered = render(rewriting, turn, "LastAssistant")
+        texts += [rendered.text[a:b] for a, b in rendered.trained]
+    assert texts == [
+        "<think>\nwho see\n</think>\n\nhello you<|end|>",
+        "<think>be kind</think>Otto<|end|>",
+    ]
+
+
+def test_reasoning_whose_first_tag_is_in_the_prompt_is_trained():
+    # The newer ones of DeepSeek-R1 begin an answer with the tag and keep what follows.
+    prompting = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    prompting = prompting.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|><think>' }}")
+    template = load_template(prompting, tokenizer_of(FAMILIES["marked"].control))
+    rendered = render(template, THOUGHT[2:], "Assistant")
+    assert [rendered.text[a:b] for a, b in rendered.trained] == ["be kind</think>Otto<|end|>"]
+
+
 def test_a_template_that_refuses_a_row_names_the_row_and_its_reason():
     out = encoded(encoder_of("gemma"), SYSTEM)
     assert out.problem is not None

@@ -48,7 +48,8 @@ def write_json(path: Path, data: Any) -> None:
     """Replace a JSON file as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-    durable.replace(path, text.encode())
+    # Names of files may be no UTF-8; what stands for such a byte is then JSON's own escape for it.
+    durable.replace(path, text.encode("utf-8", "backslashreplace"))
 
 
 def sync_tree(folder: Path) -> None:

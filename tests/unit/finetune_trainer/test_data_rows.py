@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,25 @@ def test_an_unknown_column(tmp_path):
     )
 
 
+def test_an_optional_column_may_be_missing_in_the_first_row(tmp_path):
+    row = {"instruction": "a", "output": "b"}
+    path = write(tmp_path / "train.jsonl", row, row | {"context": "c"}, row)
+    spec = {"columns": {"input": "context"}}
+    assert problems_of(path, **spec) == []
+    found = [checked.example.messages[0].content for checked in examples(path, **spec)]
+    assert found == ["a", "a\n\nc", "a"]
+    (problem,) = problems_of(path, columns={"input": "contxt"})
+    assert told(problem) == (
+        "train.jsonl:1 error no column contxt (columns: instruction, output) [unknown-column] "
+        "correct dataset columns.input"
+    )
+    path = write(tmp_path / "train.jsonl", row | {"context": "c"})
+    (problem,) = problems_of(path, columns={"input": "contxt"})
+    assert (problem.code, problem.fix) == ("unknown-column", "did you mean context?")
+    (problem,) = problems_of(path, columns={"output": "outputs", "input": "contxt"})
+    assert problem.message == "no column outputs (columns: context, instruction, output)"
+
+
 def test_columns_that_no_format_has(tmp_path):
     (problem,) = problems_of(write(tmp_path / "train.jsonl", {"question": "a", "answer": "b"}))
     assert told(problem) == (
@@ -251,6 +271,58 @@ def test_an_empty_file(tmp_path):
     assert told(problem) == (
         "train.jsonl error pvc://datasets/train.jsonl is empty [empty-file] write at least one row"
     )
+
+
+@pytest.mark.parametrize("text", ["[]", " \n\n", "[\n]\n"])
+def test_a_source_without_a_row_is_refused_beside_others(tmp_path, text):
+    good = write(tmp_path / "a.jsonl", GOOD)
+    empty = tmp_path / "train.json"
+    empty.write_text(text)
+    found = scan([source_of(good), source_of(empty)], SETTINGS)
+    assert (found.valid, len(found.readers)) == (1, 2)
+    with pytest.raises(Refused) as caught:
+        verdict(found, "Drop", 1.0)
+    (problem,) = caught.value.problems
+    assert told(problem) == (
+        "train.json error pvc://datasets/train.json is empty [empty-file] write at least one row"
+    )
+
+
+def test_files_without_a_row_among_others_are_named(tmp_path):
+    files = [write(tmp_path / "a.jsonl", GOOD), write(tmp_path / "b.jsonl")]
+    files.append(tmp_path / "c.jsonl.gz")
+    files[2].write_bytes(gzip.compress(b""))
+    spec = DataSource.model_validate({"uri": "pvc://datasets/data"})
+    source = Source("spec.dataset.train[0]", spec, tuple(read.DataFile(f, f.name) for f in files))
+    (warning,) = verdict(scan([source], SETTINGS), "Fail", None)
+    assert told(warning) == (
+        "spec.dataset.train[0] warning files of pvc://datasets/data without a row: "
+        "b.jsonl, c.jsonl.gz [empty-file] copy them again, or remove them"
+    )
+
+
+def test_names_and_keys_that_are_no_utf8_are_shown(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
+    spec = DataSource.model_validate({"uri": "pvc://datasets/data"})
+    source = Source("spec.dataset.train[0]", spec, (read.DataFile(path, path.name),))
+    write(path, GOOD, "{bad")
+    (problem,) = scan([source], SETTINGS).findings.problems()
+    assert (problem.place, problem.code) == ("caf\\udce9.jsonl:2", "invalid-json")
+    write(path, '{"\\ud800": 1}')
+    (problem,) = scan([source], SETTINGS).findings.problems()
+    assert (problem.code, problem.message) == (
+        "unknown-column",
+        "no format has these columns: \\ud800",
+    )
+
+
+def test_a_path_of_any_length_is_shown(tmp_path):
+    path = write(tmp_path / "a.jsonl", "{bad")
+    spec = DataSource.model_validate({"uri": "pvc://datasets/data"})
+    shown = "/".join(["x" * 200] * 8 + ["a.jsonl"])
+    source = Source("spec.dataset.train[0]", spec, (read.DataFile(path, shown),))
+    (problem,) = scan([source], SETTINGS).findings.problems()
+    assert (problem.code, problem.line, len(problem.file or "")) == ("invalid-json", 1, 1024)
 
 
 @pytest.mark.parametrize(
@@ -428,6 +500,23 @@ def test_alpaca_in_both_forms(tmp_path):
         "### Instruction:\nAdd {x}.\n\n### Input:\n2+2\n\n### Response:",
         "4",
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"input": 0}, "input is int, not text"),
+        ({"input": False}, "input is bool, not text"),
+        ({"input": {}}, "input is dict, not text"),
+        ({"system": 0}, "system is int, not text"),
+        ({"input": None, "system": None}, None),
+        ({"input": [], "system": ""}, None),
+    ],
+)
+def test_what_is_no_text_is_never_taken_for_nothing(tmp_path, given, message):
+    path = write(tmp_path / "a.jsonl", {"instruction": "double it", "output": "0"} | given)
+    expected = [("content-not-text", message)] if message else []
+    assert [(p.code, p.message) for p in problems_of(path)] == expected
 
 
 def test_the_original_alpaca_prompt_has_no_place_for_a_system_column(tmp_path):

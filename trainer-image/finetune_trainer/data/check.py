@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from finetune_trainer.data.formats import (
     Pair,
     Reader,
     reader_for,
+    unknown_column,
 )
 from finetune_trainer.data.read import DataFile, Row, rows
 
@@ -110,6 +112,8 @@ class Scan:
     """Valid rows of each source."""
     ignored: dict[tuple[str, str], Problem] = field(default_factory=dict)
     """The first of each source's message fields that are not read, by source and name."""
+    empty: list[Problem] = field(default_factory=list)
+    """Sources of which some files hold no row."""
 
     @property
     def valid(self) -> int:
@@ -181,11 +185,9 @@ def valid_rows(
     With ``reader`` the format is taken as known from an earlier pass.
     """
     findings = scan.findings if scan else Findings()
-    seen = 0
-    for row in (row for file in source.files for row in rows(file)):
-        if source.spec.max_rows is not None and seen >= source.spec.max_rows:
-            break
-        seen += 1
+    first: Row | None = None
+    unseen: dict[str, str] = {}
+    for row in itertools.islice(_rows(source, scan), source.spec.max_rows):
         if scan:
             scan.rows += 1
         if row.problem is not None:
@@ -201,9 +203,12 @@ def valid_rows(
         try:
             if reader is None:
                 reader = reader_for(source.spec, row.value, stanford=settings.stanford)
+                first, unseen = row, dict(reader.columns)
         except BadRow as bad:
             findings.add(_problem(row, bad), fatal=True)
             return
+        if unseen:
+            unseen = {ours: name for ours, name in unseen.items() if name not in row.value}
         checked = _check(row, reader, settings)
         if isinstance(checked, BadRow):
             findings.add(_problem(row, checked))
@@ -211,8 +216,38 @@ def valid_rows(
             if scan:
                 _note_ignored(scan, source, row, reader)
             yield checked
+    if first is not None:
+        for ours, name in unseen.items():  # an optional column that no row has
+            findings.add(_problem(first, unknown_column(ours, name, first.value)), fatal=True)
     if scan:
         scan.readers.append(reader)
+
+
+def _rows(source: Source, scan: Scan | None) -> Iterator[Row]:
+    """Yield the rows of a source; a scan is told of files among others that hold none."""
+    empty = []
+    some = False
+    for file in source.files:
+        found = False
+        for row in rows(file):
+            found = some = True
+            yield row
+        if not found:
+            empty.append(file.shown)
+    if scan and some and empty:
+        scan.empty.append(_empty_files(source, empty))
+
+
+def _empty_files(source: Source, names: Sequence[str]) -> Problem:
+    more = ", ..." if len(names) > MAX_LISTED else ""
+    listed = ", ".join(names[:MAX_LISTED])[:600] + more
+    return Problem(
+        code="empty-file",
+        message=f"files of {source.spec.uri} without a row: {listed}",
+        fix="copy them again, or remove them",
+        field=source.field,
+        severity="warning",
+    )
 
 
 def _note_ignored(scan: Scan, source: Source, row: Row, reader: Reader) -> None:
@@ -268,7 +303,7 @@ def scan(
     hashes: list[npt.NDArray[np.uint64]] = []
     pending: list[int] = []
     for source in sources:
-        before = sum(map(len, hashes)) + len(pending)
+        before, rows_before = sum(map(len, hashes)) + len(pending), result.rows
         for checked in valid_rows(source, settings, result):
             tick(checked)
             pending.append(content_hash(checked.example))
@@ -278,7 +313,7 @@ def scan(
         if len(result.readers) < len(result.source_rows) + 1:
             result.readers.append(None)
         result.source_rows.append(sum(map(len, hashes)) + len(pending) - before)
-        if not any(file.path.stat().st_size for file in source.files):
+        if result.rows == rows_before:
             result.findings.add(_empty(source), fatal=True)
     result.hashes = np.concatenate([*hashes, np.asarray(pending, dtype=np.uint64)])
     return result
@@ -321,4 +356,4 @@ def verdict(result: Scan, invalid_rows: str, max_fraction: float | None) -> list
             ),
             *findings.problems(),
         )
-    return [*findings.problems("warning"), *result.ignored.values()]
+    return [*findings.problems("warning"), *result.ignored.values(), *result.empty]

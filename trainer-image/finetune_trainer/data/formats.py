@@ -117,6 +117,11 @@ def _text(value: Any, where: str) -> str:
     return text
 
 
+def _optional(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    return "" if value is None else _text(value, name)
+
+
 def _filled(value: Any) -> bool:
     """Return whether a field says something: 0 and false do, as weights and masks."""
     return value is not None and value not in ("", [], {})
@@ -172,9 +177,9 @@ def _turns(
 
 
 def _with_system(row: dict[str, Any], turns: list[Message]) -> Conversation:
-    system = row.get("system")
+    system = _optional(row, "system")
     if system:
-        turns = [Message("system", _text(system, "system")), *turns]
+        turns = [Message("system", system), *turns]
     return Conversation(tuple(turns))
 
 
@@ -191,9 +196,9 @@ def _sharegpt(row: dict[str, Any], _: bool) -> Example:
 def _alpaca(row: dict[str, Any], stanford: bool) -> Example:
     instruction = _text(row["instruction"], "instruction")
     output = _text(row["output"], "output")
-    given = _text(row.get("input") or "", "input")
+    given = _optional(row, "input")
     if stanford:
-        if row.get("system"):
+        if _optional(row, "system"):
             raise BadRow(
                 "system-not-in-stanford",
                 "column system is filled, for which alpacaPrompt: Stanford has no place",
@@ -292,36 +297,40 @@ def _names(row: dict[str, Any]) -> str:
 def reader_for(source: DataSource, first: dict[str, Any], *, stanford: bool) -> Reader:
     """Choose how to read a source by what it says and by its first row.
 
-    Raises ``BadRow`` when the columns that it names are not there, or no format fits.
+    Raises ``BadRow`` when a column that every row needs is not where the source says, or no format
+    fits.
     """
     columns = dict(source.columns or {})
+    if source.format is not None and source.format not in FORMATS:
+        raise BadRow(
+            "format-not-supported",
+            f"format {source.format} is not supported yet",
+            f"formats: {' '.join(FORMATS)}",
+        )
+    forms = [FORMATS[source.format]] if source.format else list(FORMATS.values())
+    needed = {name for form in forms for name in form.required}
     for ours, theirs in columns.items():
-        if theirs not in first:
-            close = difflib.get_close_matches(theirs, [str(name) for name in first], n=1)
-            raise BadRow(
-                "unknown-column",
-                f"no column {theirs} (columns: {_names(first)})",
-                f"did you mean {close[0]}?" if close else f"correct dataset columns.{ours}",
-            )
-    if source.format is not None:
-        if source.format not in FORMATS:
-            raise BadRow(
-                "format-not-supported",
-                f"format {source.format} is not supported yet",
-                f"formats: {' '.join(FORMATS)}",
-            )
-        form = FORMATS[source.format]
-        _check_names(form, columns)
-        return Reader(form, columns, stanford, detected=False)
-    for form in FORMATS.values():
-        if all(columns.get(name, name) in first for name in form.required):
+        if ours in needed and theirs not in first:
+            raise unknown_column(ours, theirs, first)
+    for form in forms:
+        if source.format or all(columns.get(name, name) in first for name in form.required):
             _check_names(form, columns)
-            return Reader(form, columns, stanford, detected=True)
+            return Reader(form, columns, stanford, detected=source.format is None)
     wanted = "; ".join(f"{f.name}: {', '.join(f.required)}" for f in FORMATS.values())
     raise BadRow(
         "unknown-column",
         f"no format has these columns: {_names(first)}",
         f"rename the columns, or map them with dataset columns ({wanted})",
+    )
+
+
+def unknown_column(ours: str, theirs: str, row: dict[str, Any]) -> BadRow:
+    """Return what to say of a column that a source names and a row does not have."""
+    close = difflib.get_close_matches(theirs, [str(name) for name in row], n=1)
+    return BadRow(
+        "unknown-column",
+        f"no column {theirs} (columns: {_names(row)})",
+        f"did you mean {close[0]}?" if close else f"correct dataset columns.{ours}",
     )
 
 

@@ -43,12 +43,15 @@ def render(template: ChatTemplate, messages: Sequence[Message], loss_on: LossOn)
     """Render a conversation and find what is trained.
 
     The end-of-turn token of a trained turn belongs to it, what comes after that does not. Raises
-    ``BadRow`` when the template refuses the row or rewrites the turns before one.
+    ``BadRow`` when the template refuses the row, rewrites the turns before one, or leaves out
+    reasoning of what is trained.
     """
+    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if loss_on == "All":
         text = template.render(messages)
+        for turn in turns:
+            _require_reasoning(text, messages[turn])
         return Rendered(text, ((0, len(text)),))
-    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
     wanted = turns if loss_on == "Assistant" else turns[-1:]
     marked = _marked(template, messages, turns) if template.marked else None
     if marked:
@@ -57,6 +60,9 @@ def render(template: ChatTemplate, messages: Sequence[Message], loss_on: LossOn)
     else:
         text = template.render(messages)
         ranges = [_difference(template, messages, turn, text) for turn in wanted]
+    for turn in wanted:
+        trained = "".join(text[start:stop] for at, (start, stop) in ranges if at == turn)
+        _require_reasoning(trained, messages[turn])
     closed = [_closed(template, messages[turn], text, span) for turn, span in ranges]
     # A second region of the same turn (an end-of-text token) says nothing about how it ends.
     ends = dict.fromkeys(wanted, False)
@@ -101,6 +107,25 @@ def _holds(text: str, message: Message) -> bool:
     """Tell whether a rendered turn holds the answer, or what is left of it after its reasoning."""
     answer = message.content.rpartition("</think>")[2]
     return "".join(answer.split()) in "".join(text.split())
+
+
+def _require_reasoning(trained: str, message: Message) -> None:
+    """Raise ``BadRow`` where a model would learn an answer without the reasoning before it.
+
+    Only white space and the tags may differ: some templates write the first one into the prompt.
+    """
+    reasoning = message.content.rpartition("</think>")[0]
+    if reasoning and _untagged(reasoning) not in _untagged(trained):
+        raise BadRow(
+            "template-drops-reasoning",
+            "the chat template leaves the reasoning of an answer out",
+            "choose another dataset.chatTemplate; where this one drops that of earlier answers "
+            "alone, set dataset.unrollTurns: true; or remove the reasoning from the row",
+        )
+
+
+def _untagged(text: str) -> str:
+    return "".join(text.replace("<think>", "").replace("</think>", "").split())
 
 
 def _reaching(
