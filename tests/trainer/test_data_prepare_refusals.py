@@ -117,6 +117,12 @@ def test_target_modules_that_match_nothing(root):
             "no-validation-rows",
             "set dataset.validation.fraction or dataset.validation.sources",
         ),
+        (
+            {"training": {"maxSteps": 7, "warmupSteps": 7}},
+            10,
+            "warmup-too-long",
+            "set warmupSteps to less than 7, or use warmupRatio",
+        ),
     ],
 )
 def test_what_a_user_has_to_mend(root, spec, code, problem, fix):

@@ -43,18 +43,35 @@ def optimizer_name(training: Training) -> str:
 
 
 def warmup_steps(training: Training, total_steps: int) -> int:
-    """Return the steps over which the learning rate rises from 0."""
-    if training.warmup_steps is not None:
-        return training.warmup_steps
-    ratio = WARMUP_RATIO if training.warmup_ratio is None else training.warmup_ratio
-    return math.ceil(ratio * total_steps)
+    """Return the steps over which the learning rate rises from 0; the last is at the full rate.
+
+    Raises:
+        StageError: ``warmupSteps`` leaves no step for that (10).
+    """
+    named = training.warmup_steps
+    if named is None:
+        ratio = WARMUP_RATIO if training.warmup_ratio is None else training.warmup_ratio
+        return min(math.ceil(ratio * total_steps), total_steps - 1)
+    if named < total_steps:
+        return named
+    raise StageError(
+        ExitCode.INVALID_CONFIG,
+        Problem(
+            code="warmup-too-long",
+            message=f"the warm-up takes {named:,} steps, and training has {total_steps:,}: no step "
+            "would be at the learning rate",
+            fix=f"set warmupSteps to less than {total_steps}, or use warmupRatio",
+            field="spec.training.warmupSteps",
+        ),
+    )
 
 
 def schedule(training: Training, total_steps: int) -> Schedule:
     """Return the schedule over ``total_steps`` optimizer steps.
 
     Raises:
-        StageError: ``minLearningRate`` with a schedule that has no floor (10).
+        StageError: ``minLearningRate`` with a schedule that has no floor, or a warm-up that does not
+            end before the training (10).
     """
     name: str = training.lr_scheduler
     floor = training.min_learning_rate
@@ -64,11 +81,13 @@ def schedule(training: Training, total_steps: int) -> Schedule:
         name, arguments = "cosine_with_min_lr", {"min_lr": floor}
     elif name == "cosine_with_min_lr":
         arguments = {"min_lr": floor or 0.0}
+    elif name == "polynomial" and floor == training.learning_rate:
+        name = "constant_with_warmup"  # that is what it falls to; the library refuses it
     elif name == "polynomial":
         arguments = {"lr_end": floor or 0.0}
     elif name == "warmup_stable_decay":
         arguments = {
-            "num_decay_steps": max(1, math.ceil(DECAY_RATIO * total_steps)),
+            "num_decay_steps": min(math.ceil(DECAY_RATIO * total_steps), total_steps - warmup),
             "min_lr_ratio": (floor or 0.0) / training.learning_rate,
         }
     elif floor is not None:

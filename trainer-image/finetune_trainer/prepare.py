@@ -19,6 +19,7 @@ from finetune_api.problem import Problem, Refused
 from finetune_api.quantity import format_bytes
 from finetune_api.reports import DataReport, PrepareReport
 from finetune_api.resolved import Choices, Chosen, StageConfig
+from finetune_trainer import optimizers
 from finetune_trainer.checkpoint.durable import replace
 from finetune_trainer.data import batch, cache
 from finetune_trainer.data.dataset import read_dataset
@@ -140,6 +141,7 @@ def _prepare(config: StageConfig, found: dict[str, Any]) -> None:
         _check_lengths(config, manifest)
         batches = batch.choose(train.sequences, limits)
         _check_validation(spec, manifest)
+        optimizers.schedule(spec.training, batches.total_steps)
     except Refused as refused:
         raise StageError(ExitCode.INVALID_CONFIG, *refused.problems) from refused
     micro, memory_chosen = _memory(config, manifest, batches, found)

@@ -54,6 +54,37 @@ def test_schedules(training: dict[str, Any], expected: Schedule) -> None:
     assert schedule(spec(training=training).training, 100) == expected
 
 
+@pytest.mark.parametrize(
+    ("training", "total", "expected"),
+    [
+        ({}, 1, Schedule("cosine", 0, {})),
+        ({}, 2, Schedule("cosine", 1, {})),
+        ({"warmupRatio": 1.0}, 10, Schedule("cosine", 9, {})),
+        ({"warmupSteps": 9}, 10, Schedule("cosine", 9, {})),
+        (
+            {"lrScheduler": "polynomial", "learningRate": 1e-3, "minLearningRate": 1e-3},
+            100,
+            Schedule("constant_with_warmup", 3, {}),
+        ),
+        (
+            {"lrScheduler": "warmup_stable_decay", "warmupRatio": 0.95},
+            100,
+            Schedule("warmup_stable_decay", 95, {"num_decay_steps": 5, "min_lr_ratio": 0.0}),
+        ),
+    ],
+)
+def test_schedules_at_their_edges(training: dict[str, Any], total: int, expected: Schedule) -> None:
+    assert schedule(spec(training=training).training, total) == expected
+
+
+@pytest.mark.parametrize(("steps", "total"), [(100, 100), (100_000, 100), (1, 1)])
+def test_a_warm_up_without_a_step_at_the_full_rate_is_refused(steps: int, total: int) -> None:
+    with pytest.raises(StageError) as caught:
+        schedule(spec(training={"warmupSteps": steps}).training, total)
+    assert caught.value.exit_code == 10
+    assert caught.value.problems[0].code == "warmup-too-long"
+
+
 def test_a_floor_without_a_schedule_that_has_one_is_refused() -> None:
     with pytest.raises(StageError) as caught:
         schedule(spec(training={"lrScheduler": "linear", "minLearningRate": 1e-5}).training, 100)
