@@ -196,10 +196,10 @@ def _check_config(folder: Path, uri: str) -> None:
             continue
         stored = part.get("quantization_config") or part.get("compression_config")
         if stored:
-            kind = stored.get("quant_method") if isinstance(stored, dict) else None
+            kind = (stored if isinstance(stored, dict) else {}).get("quant_method", "in its way")
             raise unavailable(
                 "model-quantised",
-                f"{uri} is stored quantised" + (f" ({kind})" if kind else ""),
+                f"{uri} is stored quantised ({kind})",
                 "use the repository with the weights before quantisation (bf16, fp16 or fp32)",
             )
 

@@ -175,7 +175,7 @@ def read_prompts(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise _no_prompts(path, None, f"the prompts cannot be read: {reason}") from error
+        raise _no_prompts(path, None, reason) from error
     whole = _parsed(text)
     if isinstance(whole, list):
         return [_prompt(path, None, entry) for entry in whole]
@@ -210,13 +210,13 @@ def _prompt(path: Path, line: int | None, entry: Any) -> str:
     return prompt
 
 
-def _no_prompts(path: Path, line: int | None, message: str) -> StageError:
+def _no_prompts(path: Path, line: int | None, reason: str) -> StageError:
     """Return the error of prompts that are none."""
     return StageError(
         ExitCode.INVALID_CONFIG,
         Problem(
             code="prompts-invalid",
-            message=message,
+            message=f"the prompts cannot be used: {reason}",
             fix='write one prompt a line, or a JSON object {"prompt": "..."} a line',
             file=str(path)[:1024],
             line=line,
