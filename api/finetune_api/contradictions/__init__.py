@@ -3,6 +3,7 @@
 from finetune_api.contradictions import (
     choices,
     inputs,
+    lifecycle,
     lora,
     objective,
     packing,
@@ -15,6 +16,7 @@ CONTRADICTIONS: tuple[Rule, ...] = (
     *choices.ROWS,
     *training.ROWS,
     *resources.ROWS,
+    *lifecycle.ROWS,
     *inputs.ROWS,
     *objective.ROWS,
     *packing.ROWS,
