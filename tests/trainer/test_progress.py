@@ -103,6 +103,47 @@ def test_an_infinite_gradient_norm_hides_nothing_else(
     assert Progress.model_validate_json(layout.progress.read_bytes()).gradient_norm == 0.5
 
 
+def test_progress_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(tmp_path)
+    reports = layout.progress.parent
+    reports.write_text("a file where the folder belongs")
+    reporter = Reporter(
+        Progress(job_uid="u", attempt=1, claim=1),
+        layout,
+        Gang(),
+        Clock(0.0),
+        Meter(),
+        newest=lambda: None,
+    )
+    state = type("State", (), {"global_step": 1, "max_steps": 6, "epoch": 0.25})()
+    with reporter.phase("saving"):
+        reporter.update(step=1)
+        reporter.evaluated(1, {"loss": 6.5})
+    said = capsys.readouterr()
+    assert reporter.progress.step == 1
+    assert json.loads(said.out)["event"] == "evaluation"
+    (line,) = said.err.splitlines()
+    assert line.startswith("progress cannot be told, training goes on: ")
+    reports.unlink()
+    reporter.on_log(None, state, None, {"loss": 6.25, "learning_rate": 1e-4, "grad_norm": 0.5})
+    assert Progress.model_validate_json(layout.progress.read_bytes()).loss == 6.25
+
+    def stale(*_: Any) -> bool:
+        raise OSError(116, "Stale file handle")
+
+    # Whether a newer claim exists cannot be asked: the file may be another's.
+    monkeypatch.setattr("finetune_trainer.checkpoint.claim.newer", stale)
+    capsys.readouterr()
+    for step in (2, 3):
+        reporter.update(step=step)
+    assert Progress.model_validate_json(layout.progress.read_bytes()).step == 1
+    assert capsys.readouterr().err == (
+        "progress cannot be told, training goes on: [Errno 116] Stale file handle\n"
+    )
+
+
 class Time:
     def __init__(self) -> None:
         self.now = 100.0

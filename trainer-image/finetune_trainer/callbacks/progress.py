@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         self._layout, self._gang, self._clock, self._meter = layout, gang, clock, meter
         self._newest, self._trace = newest, trace_samples
         self._tokens_since = 0.0
+        self._failing = False
 
     @contextmanager
     def phase(self, phase: Literal["training", "evaluating", "saving"]) -> Iterator[None]:
@@ -59,7 +60,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
     def update(self, **changes: Any) -> None:
         """Change fields of the progress and write it as a whole; rank 0 alone writes.
 
-        Once a newer claim exists, the file is its own.
+        Once a newer claim exists, the file is its own; where that cannot be known, nothing is written.
         """
         self.progress = self.progress.model_copy(
             update={
@@ -70,8 +71,13 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                 "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             }
         )
-        if self._gang.leads and not claims.newer(self._layout, self.progress.claim):
-            replace(self._layout.progress, json.dumps(self.progress.to_json()).encode())
+        data = json.dumps(self.progress.to_json()).encode()
+
+        def write() -> None:
+            if not claims.newer(self._layout, self.progress.claim):
+                replace(self._layout.progress, data)
+
+        self._lead(write)
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Tell an evaluation."""
@@ -150,16 +156,30 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
     def _line(self, values: dict[str, Any]) -> None:
         """Append one line to the metrics; a line cut short by a crash is no JSON and is skipped."""
-        if self._gang.leads:
-            append_line(self._layout.metrics, {"claim": self.progress.claim, **values})
+        line = {"claim": self.progress.claim, **values}
+        self._lead(lambda: append_line(self._layout.metrics, line))
 
     def _log(self, values: dict[str, Any]) -> None:
         if self._gang.leads:
             identity = {"job": self.progress.job_uid, "attempt": self.progress.attempt}
-            sys.stdout.write(
-                json.dumps({**values, **identity, "claim": self.progress.claim}) + "\n"
-            )
-            sys.stdout.flush()
+            line = json.dumps({**values, **identity, "claim": self.progress.claim})
+            with suppress(OSError):  # the log may be a file on a full disk
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+
+    def _lead(self, act: Callable[[], None]) -> None:
+        """Write a file on rank 0. That it cannot be is said once and is no reason to stop."""
+        if not self._gang.leads:
+            return
+        try:
+            act()
+        except OSError as error:
+            if not self._failing:
+                with suppress(OSError):
+                    sys.stderr.write(f"progress cannot be told, training goes on: {error}\n")
+            self._failing = True
+        else:
+            self._failing = False
 
 
 def replace(path: Path, data: bytes) -> None:
