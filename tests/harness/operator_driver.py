@@ -79,7 +79,8 @@ def start_operator(kubeconfig: Path, namespace: str, log: Path, *flags: str) -> 
     With the administrator's kubeconfig it runs as its service account, with the chart's rights.
     """
     own = own_kubeconfig(kubeconfig, namespace, log.parent)
-    command = [sys.executable, "-m", "finetune_operator.main", "--namespaces", namespace]
+    command = [sys.executable, "-m", "finetune_operator.main"]
+    command += ["--namespaces", namespace] if namespace else []
     command += ["--trainer-image", IMAGE, "--probe-address", "127.0.0.1"]
     command += ["--probe-port", str(free_port()), "--relist-seconds", "5", "--workers", "2", *flags]
     environment = {"KUBECONFIG": str(own), "PYTHONDONTWRITEBYTECODE": "1"}
