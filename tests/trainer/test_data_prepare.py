@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import date
 
 import numpy as np
 import pytest
 
+from finetune_api.exit_codes import ExitCode
 from finetune_api.reports import PrepareReport, TerminationReport
 from finetune_trainer import prepare
+from finetune_trainer.data import day
 from harness.chat_rows import chat, chats, prepared, refused, splits
 from harness.stage_config import make_config, write_config, write_rows
 from harness.tiny_model import make_tiny_model
@@ -103,33 +106,77 @@ def test_the_same_job_uses_what_is_there_and_another_does_not(root):
     assert other.choices.fingerprint != first.choices.fingerprint
 
 
-def test_prepared_data_that_was_damaged_is_made_again(root):
-    config, report = prepared(root, chats(60))
-    folder, _ = splits(config, report)
+DATED = (
+    "{{ '<|im_start|>system\\nToday: ' + strftime_now('%d %B %Y, %H:%M') + '<|im_end|>\\n' }}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def test_prepared_data_that_was_damaged_is_made_again_as_it_was(root, tiny_model, monkeypatch):
+    from transformers import AutoTokenizer
+
+    monkeypatch.setattr(day, "today", lambda: date(2026, 9, 1))
+    spec = {"dataset": {"chatTemplate": DATED}}
+    config, report = prepared(root, chats(60), spec)
+    folder, train = splits(config, report)
+    assert (
+        AutoTokenizer.from_pretrained(tiny_model)
+        .decode(train[0]["input_ids"])
+        .startswith(
+            "<|im_start|>system\nToday: 01 September 2026, 00:00<|im_end|>\n<|im_start|>user\n"
+        )
+    )
     path = folder / "train" / "tokens.u32"
     data = bytearray(path.read_bytes())
     data[17] ^= 1
     path.write_bytes(data)
+    monkeypatch.setattr(day, "today", lambda: date(2026, 10, 31))
     again = prepare.run(config)
     assert again.cached is False
     data[17] ^= 1
     assert path.read_bytes() == data
+    assert again.choices == report.choices
     assert not folder.with_suffix(".discarded").exists()
+    # Another job of another day is another.
+    (root / "workspace" / "reports" / "day.json").unlink()
+    other = prepare.run(config)
+    assert other.choices.fingerprint != report.choices.fingerprint
 
 
 def test_validation_sources_weights_and_most_rows(root):
-    write_rows(root / "volumes" / "datasets" / "val.jsonl", chats(10))
+    folder = root / "volumes" / "datasets"
+    write_rows(folder / "val.jsonl", [*chats(6), chat("hi"), *chats(3), "{", "{"])
+    long = chat("What is your name?", "I am Otto. " * 20)
+    write_rows(folder / "rare.jsonl", [long, chat("Who?", "Otto.")])
     spec = {
         "dataset": {
-            "train": [{"uri": "pvc://datasets/train.jsonl", "weight": 2, "maxRows": 30}],
-            "validation": {"sources": [{"uri": "pvc://datasets/val.jsonl", "maxRows": 9}]},
+            "train": [
+                {"uri": "pvc://datasets/train.jsonl", "weight": 2, "maxRows": 30},
+                {"uri": "pvc://datasets/rare.jsonl", "weight": 0.01},
+            ],
+            "validation": {"sources": [{"uri": "pvc://datasets/val.jsonl", "maxRows": 11}]},
+            "invalidRows": "Drop",
         }
     }
     _, report = prepared(root, chats(40), spec)
     assert (report.train.rows_used, report.choices.train_sequences) == (30, 60)
+    # Rows that the weight of their source leaves out are neither used nor dropped, nor the longest.
+    assert (report.train.rows, report.train.rows_dropped) == (32, 0)
+    assert report.train.longest == 31
     assert report.choices.validation_sequences == 9
+    assert (report.validation.rows, report.validation.rows_used) == (11, 9)
+    assert report.validation.rows_dropped == 2
+    spec["dataset"]["train"] = [{"uri": "pvc://datasets/rare.jsonl", "weight": 0.01}]
+    code, none = refused(root, [], spec)
+    assert (code, none.problems[0].message, none.problems[0].fix) == (
+        ExitCode.INVALID_DATA,
+        "no row is left to train on; weights leave out 2",
+        "raise the weight of a source",
+    )
     assert [c.field for c in report.choices.chosen if c.value == "Messages"] == [
         "dataset.train[0].format",
+        "dataset.train[1].format",
         "dataset.validation.sources[0].format",
     ]
 

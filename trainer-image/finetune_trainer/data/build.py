@@ -38,15 +38,16 @@ class Split:
     _repeats: list[int] = field(default_factory=list)
 
     def add(self, encoded: Encoded, times: int) -> None:
-        """Count one row and write its documents."""
+        """Count one row and write its documents; one that no epoch sees is counted as read."""
         self.rows += 1
-        self.longest = max(self.longest, encoded.longest)
         if not encoded.documents:
             self.rows_dropped += 1
             return
-        self.rows_used += 1
-        self.rows_truncated += encoded.truncated
-        self.rows_split += encoded.split
+        if times:
+            self.rows_used += 1
+            self.rows_truncated += encoded.truncated
+            self.rows_split += encoded.split
+            self.longest = max(self.longest, encoded.longest)
         for document in encoded.documents:
             self.writer.add(document.ids, document.spans)
             self._trained.append(document.trained)

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.job import JobSpec
 from finetune_api.names import Layout
 from finetune_api.problem import Problem, Refused
-from finetune_api.reports import DiskReport
+from finetune_api.reports import DataReport, DiskReport
 from finetune_api.resolved import Chosen, StageConfig
 from finetune_trainer.data import batch, build, cache, split
+from finetune_trainer.data.check import Scan
 from finetune_trainer.data.dataset import Rows, formats_chosen, judged, settings_of
+from finetune_trainer.data.day import day_of
 from finetune_trainer.data.encode import Encoder
 from finetune_trainer.data.packing_proof import Proof, prove
 from finetune_trainer.data.template import load_template
@@ -136,6 +138,9 @@ def _encoder(config: StageConfig, rows: Rows, tokenizer: Any) -> tuple[Encoder, 
     readers = [reader for scan in scans for reader in scan.readers if reader]
     plain = all(reader.stanford and reader.format.name == "Alpaca" for reader in readers)
     template = None if plain else load_template(dataset.chat_template, tokenizer)
+    if template is not None and template.dated:
+        reports = Layout(Path(config.mounts.workspace)).reports
+        template = replace(template, day=day_of(reports / "day.json"))
     encoder = Encoder(
         tokenizer=tokenizer,
         template=template,
@@ -145,7 +150,7 @@ def _encoder(config: StageConfig, rows: Rows, tokenizer: Any) -> tuple[Encoder, 
     )
     if template is None or dataset.chat_template is not None:
         return encoder, ()
-    reason = "the tokenizer has it"
+    reason = f"the tokenizer has it{f'; its today is {template.day}' if template.day else ''}"
     return encoder, (Chosen(field="dataset.chatTemplate", value=template.origin, reason=reason),)
 
 
@@ -173,6 +178,8 @@ def _fingerprint(
                 limits.unit,
             ],
         }
+    template = encoder.template
+    dated = {"day": template.day.isoformat()} if template and template.day else {}
     return digest_of(
         {
             "code": CODE_VERSION,
@@ -190,7 +197,8 @@ def _fingerprint(
             "dataset": spec.dataset.model_copy(
                 update={"train": [], "packing": None, "chat_template": None}
             ).to_json(),
-            "template": encoder.template.text if encoder.template else None,
+            "template": template.text if template else None,
+            **dated,
             "tokenizer": tokenizer_digest,
             "packing": packing,
             "maxValidationRows": spec.evaluation.max_rows,
@@ -250,22 +258,29 @@ def _build(
     finally:
         train.writer.abandon()
         validation.writer.abandon()
-    scan = rows.train_scan
+    if validation_report is not None and rows.validation_scan is not None:
+        validation_report = _with_invalid(validation_report, rows.validation_scan)
     return cache.PreparedManifest(
         fingerprint=fingerprint,
         packing=packing,
         max_length=spec.dataset.max_length,
-        train=train_report.model_copy(
-            update={
-                "rows": train_report.rows + scan.findings.rows,
-                "rows_dropped": train_report.rows_dropped + scan.findings.rows,
-                "duplicates": scan.duplicates,
-            }
-        ),
+        train=_with_invalid(train_report, rows.train_scan),
         validation=validation_report,
         warnings=tuple(warnings[:MOST_WARNINGS]),
         chosen=chosen,
         files=tuple(files),
+    )
+
+
+def _with_invalid(report: DataReport, scan: Scan) -> DataReport:
+    """Return a report that counts the rows that could not be used, too."""
+    invalid = scan.findings.rows
+    return report.model_copy(
+        update={
+            "rows": report.rows + invalid,
+            "rows_dropped": report.rows_dropped + invalid,
+            "duplicates": scan.duplicates,
+        }
     )
 
 
@@ -279,15 +294,25 @@ def _judge_encoded(config: StageConfig, rows: Rows, train: build.Split) -> None:
         if too_long:  # dataset.overlong: Fail means it, whatever invalidRows says
             raise Refused(*too_long)
     if not train.rows_used:
-        raise Refused(
-            Problem(
-                code="no-rows",
-                message=f"no row is left to train on; {train.rows_dropped:,} are longer than "
-                f"dataset.maxLength {config.job.spec.dataset.max_length}",
-                fix="raise dataset.maxLength or set dataset.overlong: Truncate",
-                field="spec.dataset.overlong",
-            )
+        raise Refused(_nothing_to_train(config, train))
+
+
+def _nothing_to_train(config: StageConfig, train: build.Split) -> Problem:
+    left_out = train.rows - train.rows_dropped
+    if left_out:
+        return Problem(
+            code="no-rows",
+            message=f"no row is left to train on; weights leave out {left_out:,}",
+            fix="raise the weight of a source",
+            field="spec.dataset.train",
         )
+    return Problem(
+        code="no-rows",
+        message=f"no row is left to train on; {train.rows_dropped:,} are longer than "
+        f"dataset.maxLength {config.job.spec.dataset.max_length}",
+        fix="raise dataset.maxLength or set dataset.overlong: Truncate",
+        field="spec.dataset.overlong",
+    )
 
 
 def _packing(config: StageConfig, packed_sequences: int) -> tuple[bool, str]:

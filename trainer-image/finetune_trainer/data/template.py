@@ -6,10 +6,12 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from datetime import date
+from functools import cached_property, partial
 from typing import Any
 
 from finetune_api.problem import Problem, Refused
+from finetune_trainer.data.day import written
 from finetune_trainer.data.formats import BadRow, Message
 
 FIELD = "spec.dataset.chatTemplate"
@@ -60,6 +62,7 @@ NEEDED_TOKENS = {
     "gemma": ("<bos>", "<start_of_turn>", "<end_of_turn>"),
 }
 """Tokens without which a named template would be split into letters."""
+_CLOCK = "strftime_now"
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -73,6 +76,13 @@ class ChatTemplate:
     variables: dict[str, Any]
     control_tokens: tuple[str, ...]
     """Tokens that are one token wherever they stand, the longest first; never white space."""
+    day: date | None = None
+    """What is today in it; by the clock where None."""
+
+    @property
+    def dated(self) -> bool:
+        """The template may write what day it is."""
+        return _CLOCK in self.text
 
     @property
     def marked(self) -> bool:
@@ -99,9 +109,16 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Message], *, prompt: bool, marked: bool
     ) -> tuple[str, list[tuple[int, int]]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
+        from transformers.utils.chat_template_utils import (
+            _compile_jinja_template,
+            render_jinja_template,
+        )
 
         try:
+            if self.dated and self.day is not None:
+                # Variables are made plain data on their way: a clock can only be a global.
+                clock = partial(written, self.day)
+                _compile_jinja_template(self.text).globals[_CLOCK] = clock
             rendered: Any
             ranges: Any
             rendered, ranges = render_jinja_template(
