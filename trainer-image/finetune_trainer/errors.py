@@ -206,7 +206,7 @@ def _disk_full(error: BaseException, folder: str) -> Ending:
 
 def _no_gradients(error: BaseException) -> Ending:
     problem = Problem(
-        code="non-finite-loss",
+        code="non-finite-gradients",
         message=f"gradients in fp16 are not finite at any scale: {_last_line(error)}"[:1024],
         fix="set training.precision to bf16 where the accelerator has it, else to fp32, or lower "
         "training.learningRate",

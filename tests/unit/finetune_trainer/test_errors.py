@@ -76,7 +76,7 @@ class DistBackendError(RuntimeError):
                 "Exiting run."
             ),
             13,
-            "non-finite-loss",
+            "non-finite-gradients",
         ),
         (DistBackendError("NCCL error: unhandled system error"), 20, "communication-lost"),
         (

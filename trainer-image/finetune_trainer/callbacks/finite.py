@@ -18,6 +18,10 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.problem import Problem
 from finetune_trainer.errors import StageError
 
+OVERFLOWS = 50
+"""Steps in a row without finite gradients that the loss scaler of fp16 is granted: from the scale
+with which it begins, 2^16, it is at 1 after 16 of them. None of those steps has moved a weight."""
+
 
 @dataclass
 class _Flight:
@@ -32,16 +36,19 @@ class Finite:
     def __init__(self, *, gradients: bool) -> None:
         """``gradients`` is False for fp16: there the loss scaler meets infinite ones and goes on."""
         self._gradients = gradients
+        self._overflows = 0
         self._flights: deque[_Flight] = deque()
 
     def look(self, step: int, loss: torch.Tensor, norm: Any) -> None:
         """Take the loss accumulated since the last log, and the gradient norm, of one step.
 
         Raises:
-            StageError: one of them, or one of an earlier step, is no finite number (13).
+            StageError: one of them, or one of an earlier step, is no finite number (13); in fp16
+                the norms of ``OVERFLOWS`` steps in a row.
         """
+        norm = 0.0 if norm is None else norm  # DeepSpeed has none before a step that counts
         if loss.device.type != "cuda":
-            _check(step, _number(loss), _number(norm) if self._gradients else 0.0)
+            self._check(step, _number(loss), _number(norm))
             return
         self._land(wait=False)
         pair = torch.stack(
@@ -62,7 +69,25 @@ class Finite:
             flight = self._flights.popleft()
             flight.arrived.synchronize()
             loss, norm = flight.host.numpy()
-            _check(flight.step, float(loss), float(norm) if self._gradients else 0.0)
+            self._check(flight.step, float(loss), float(norm))
+
+    def _check(self, step: int, loss: float, norm: float) -> None:
+        if self._gradients or not math.isfinite(loss):
+            _require(step, loss, norm)
+            return
+        self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
+        if self._overflows >= OVERFLOWS:
+            raise StageError(
+                ExitCode.NON_FINITE_LOSS,
+                Problem(
+                    code="non-finite-gradients",
+                    message=f"gradients in fp16 were not finite in {OVERFLOWS} steps in a row, the "
+                    f"last of them step {step}: no weight has moved since",
+                    fix="set training.precision to bf16 where the accelerator has it, else to "
+                    "fp32, or lower training.learningRate",
+                    field="spec.training.precision",
+                ),
+            )
 
 
 def _number(value: Any) -> float:
@@ -72,7 +97,7 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _check(step: int, loss: float, norm: float) -> None:
+def _require(step: int, loss: float, norm: float) -> None:
     if math.isfinite(loss) and math.isfinite(norm):
         return
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
