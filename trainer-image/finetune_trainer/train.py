@@ -180,7 +180,7 @@ def train(
     try:
         if not done_before:
             with masks.decided_on_host(choices.packing):
-                trainer.train(resume_from_checkpoint=str(start.folder) if start.folder else None)
+                loop(trainer, start.folder)
                 finish(trainer)
     finally:
         watchdog.stop()
@@ -210,6 +210,15 @@ def train(
             f"{stale} evaluations",
         )
     return Ending(int(ExitCode.DONE), f"{step} steps done")
+
+
+def loop(trainer: Any, folder: Path | None) -> None:
+    """Train from a checkpoint, or from the beginning."""
+    if folder is None:
+        trainer.train()
+        return
+    with restore.plain(folder) as name:
+        trainer.train(resume_from_checkpoint=str(name))
 
 
 def finish(trainer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -236,3 +237,18 @@ def test_a_third_gang_takes_a_claim_after_this_one(
         started(config)
     assert caught.value.exit_code == 21
     assert claims.sequences(older.layout) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["a[1]", "b*", "c?"])
+def test_a_folder_whose_name_is_a_pattern_has_another_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name / "step-4"
+    (folder / "global_step4").mkdir(parents=True)
+    with restore.plain(folder) as other:
+        assert [Path(path).name for path in glob.glob(f"{other}/global_step*")] == ["global_step4"]
+        assert other.resolve() == folder
+    assert not other.exists()
+
+
+def test_a_plain_name_stays(tmp_path: Path) -> None:
+    with restore.plain(tmp_path) as name:
+        assert name == tmp_path

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import glob
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +126,22 @@ def _damage(found: verify.Found, gang: Gang) -> str:
     except verify.Unusable as error:
         damage = str(error)
     return next(filter(None, gang.all(damage)), "")
+
+
+@contextmanager
+def plain(folder: Path) -> Iterator[Path]:
+    """Give a name of a checkpoint that means itself as a pattern: libraries look for its files so.
+
+    A job's folder may have brackets or stars in its name; then it is named by its open descriptor.
+    """
+    if glob.escape(str(folder)) == str(folder):
+        yield folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def method_state(model: Any, config: StageConfig, folder: Path) -> None:
