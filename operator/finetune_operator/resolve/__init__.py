@@ -61,7 +61,7 @@ def resolve(
     parsed = validation.parse(JobSpec, merged.data)
     found = parsed if isinstance(parsed, list) else []
     broken = [problem.field for problem in (*empty, *found) if problem.field]
-    found += checks.rule_problems(builtin.compared(merged.data), broken)
+    found += checks.rule_problems(builtin.compared(merged), broken)
     if isinstance(parsed, JobSpec):
         found += _beyond_profile(parsed, look(job, "metadata", "labels"), profile)
     if refusal:

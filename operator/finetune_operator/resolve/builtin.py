@@ -105,25 +105,28 @@ def fill(merged: Merged) -> tuple[Merged, tuple[Chosen, ...]]:
     return merged, tuple(chosen)
 
 
-COMPARED: tuple[tuple[Path, Any], ...] = (
-    (("resources", "accelerator", "device"), "cuda"),
-    (("resources", "accelerator", "perNode"), 1),
-    (("dataset", "invalidRows"), "Fail"),
+COMPARED: tuple[tuple[Path, Any, Path | None], ...] = (
+    (("resources", "accelerator", "device"), "cuda", None),
+    (("resources", "accelerator", "perNode"), 1, None),
+    (("dataset", "invalidRows"), "Fail", ("dataset", "maxInvalidFraction")),
 )
-"""Defaults of the object with which rules compare what was written."""
+"""Defaults of the object with which rules compare what was written. With a third path: only where the
+user wrote that; of a profile it is a limit for those jobs that need one."""
 
 
-def compared(data: Any) -> Any:
+def compared(merged: Merged) -> Any:
     """Return merged data as rules see it: a default that they compare with is as good as written.
 
     The API server's copy of a rule goes by what is written alone, because a profile may fill in
     the rest.
     """
-    merged = Merged(data=data)
-    for path, value in COMPARED:
-        if isinstance(look(data, path[0]), dict) and look(data, *path) is None:
-            merged = merged.filled(path, value) if _open(data, path) else merged
-    return merged.data
+    seen = merged
+    for path, value, written in COMPARED:
+        if written is not None and merged.origin(written) != "user":
+            continue
+        if isinstance(look(seen.data, path[0]), dict) and look(seen.data, *path) is None:
+            seen = seen.filled(path, value) if _open(seen.data, path) else seen
+    return seen.data
 
 
 def _open(data: Any, path: Path) -> bool:

@@ -150,7 +150,7 @@ def _endpoints(profile: Profile) -> list[str] | None:
     if allow.endpoints is not None or (allow.uris is None and allow.secrets is None):
         return allow.endpoints
     own = look(profile.spec.defaults, "model", "endpoint")
-    return [own] if isinstance(own, str) else []
+    return [own.rstrip("/"), own.rstrip("/") + "/"] if isinstance(own, str) else []
 
 
 def _labelled(labels: Mapping[str, str], label: str) -> list[tuple[str, str]]:

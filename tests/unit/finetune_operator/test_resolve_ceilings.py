@@ -166,6 +166,16 @@ def test_what_the_profile_itself_fills_in_is_allowed() -> None:
     found = resolve(job({"model": {"uri": "hf://a/b"}}), [profile(spec)]).spec
     assert found.workspace.claim_name == "shared"
     assert found.model.endpoint == "https://hub.example"
+    same = {"model": {"uri": "hf://a/b", "endpoint": "https://hub.example/"}}
+    assert resolve(job(same), [profile(spec)]).spec.model.endpoint == "https://hub.example/"
+
+
+def test_a_limit_of_a_profile_is_for_those_jobs_that_need_one() -> None:
+    """With invalidRows: Drop a job needs a limit; who fails on such rows has no use for it."""
+    spec = {"defaults": {"dataset": {"maxInvalidFraction": 0.01}}}
+    assert resolve(job(), [profile(spec)]).spec.dataset.invalid_rows == "Fail"
+    dropping = {"dataset": {**MINIMAL["dataset"], "invalidRows": "Drop"}}
+    assert resolve(job(dropping), [profile(spec)]).spec.dataset.max_invalid_fraction == 0.01
 
 
 def test_queues_are_read_off_the_labels() -> None:
