@@ -18,7 +18,10 @@ Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Counted = Annotated[int, Field(ge=0, le=1_000_000)]
 ExtraResource = Annotated[
     str,
-    StringConstraints(pattern=rf"^(hugepages-[1-9][0-9]*(Ki|Mi|Gi)|{QUALIFIED})$", max_length=317),
+    StringConstraints(
+        pattern=rf"^(ephemeral-storage|hugepages-[1-9][0-9]*(Ki|Mi|Gi)|{QUALIFIED})$",
+        max_length=317,
+    ),
     device_domain,
 ]
 """A device, or pages of one size: cpu and memory are the job's to name."""
@@ -141,7 +144,8 @@ class Platform(Document):
     pod_security: PodSecurity = PodSecurity()
     environment: Annotated[list[Variable], Field(max_length=64)] | None = None
     extra_resources: Annotated[dict[ExtraResource, Whole], Field(max_length=16)] | None = None
-    """Of every training pod, such as ``rdma/hca: 1`` or ``hugepages-2Mi: 5Gi``."""
+    """Of every training pod, such as ``rdma/hca: 1``, ``hugepages-2Mi: 5Gi`` or
+    ``ephemeral-storage: 20Gi``."""
     pod_annotations: (
         Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
         | None

@@ -72,7 +72,7 @@ class Situation:
 
     @property
     def start_deadline(self) -> datetime | None:
-        """When an attempt whose processes do not all run is given up; None once one has ended.
+        """When an attempt whose processes do not all run is given up; None once one has failed.
 
         Of a process that has ended it is not always known whether it ran: ``given_up`` says how long
         the others are waited for.
@@ -80,7 +80,7 @@ class Situation:
         child = self.child
         if self.stage != "train" or child is None or child.ran or child.active_since is None:
             return None
-        if child.ends or child.stopped_at is not None:
+        if self.given_up(child) is not None:
             return None
         return later(child.active_since, parse_duration(self.observed.live.recovery.start_timeout))
 

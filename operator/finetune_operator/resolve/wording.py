@@ -43,7 +43,11 @@ _FORMATS: tuple[tuple[str, str], ...] = (
     ("(m|k|M|G", "write a quantity such as 80Gi, 500m or 32"),
     ("*)(k|M|G", "write a size that is more than nothing, such as 80Gi"),
     ("+(k|M|G", "write a whole number such as 1, or 2Gi"),
-    ("^(hugepages-", "write the name of a device, such as rdma/hca, or hugepages-2Mi"),
+    (
+        "|hugepages-",
+        "write the name of a device, such as rdma/hca, hugepages-2Mi, or ephemeral-storage",
+    ),
+    ("*)(ms|s|m|h|d)", "write a length of time that is more than nothing, such as 90s or 10m"),
     ("(ms|s|m|h|d)", "write a length of time such as 90s, 10m or 1h30m"),
     ("^https?", "write a URL such as https://mirror.example"),
     (

@@ -346,3 +346,13 @@ def test_nothing_waits_for_a_time_that_a_wrong_clock_has_written() -> None:
     assert (step.until, step.reason) == (at(600), "BackOff")
     _, step = look(late, 0)
     assert isinstance(step, StartAttempt)
+
+
+def test_a_gang_that_never_was_whole_is_given_up_though_one_of_it_has_succeeded() -> None:
+    """Nobody was told to end, and nothing has failed: the start has a deadline still."""
+    job = make_job({"resources": {"nodes": 2}})  # recovery.startTimeout is 30m
+    done = ProcessEnd("tiny-1-0", at(60), 0)
+    state = replace(RUNNING, processes=2, running=0, ran=False, ends=(done,))
+    seen = Observed(live=Live.of(job.spec), children=(state,), choices=make_choices())
+    assert account(job, PREPARED, seen, at(1799)).stopping is None
+    assert account(job, PREPARED, seen, at(1800)).stopping == "StartTimeout"

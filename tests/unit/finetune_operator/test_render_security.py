@@ -53,6 +53,7 @@ def test_a_cluster_that_assigns_ids_is_named_none(stage: Any) -> None:
             ],
         ),
         ({"network": "Offline"}, []),
+        ({"extraResources": {"ephemeral-storage": "20Gi", "rdma/hca": 1}}, []),
     ],
 )
 def test_what_a_profile_cannot_say_is_told(

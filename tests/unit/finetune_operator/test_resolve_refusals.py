@@ -272,7 +272,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[str, str, str, str]]] = {
             "spec.recovery.startTimeout",
             "wrong-format",
             'spec.recovery.startTimeout cannot be the text "0m0s"',
-            "write a length of time such as 90s, 10m or 1h30m",
+            "write a length of time that is more than nothing, such as 90s or 10m",
         ),
     ),
     "a device as quotas name it": (
