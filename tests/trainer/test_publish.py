@@ -192,6 +192,61 @@ def test_the_template_that_was_trained_with_is_published(lora: Trained, tmp_path
     assert AutoTokenizer.from_pretrained(folder).chat_template == template
 
 
+def test_the_tokenizer_of_an_adapter_is_that_of_its_base(lora: Trained, tmp_path: Path) -> None:
+    """Of GPT-2 only config.json tells what it is, and that is no part of an adapter."""
+    from transformers import AutoTokenizer
+
+    from finetune_trainer.model import load_tokenizer
+
+    base = lora.root / "volumes" / "models" / "tiny"
+    (base / "config.json").write_text('{"model_type": "gpt2"}')
+    (base / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+    (base / "chat_template.jinja").write_text("{{ messages[0].content }}{{ eos_token }}")
+    (base / "NOTICE").write_text("made by us")
+    (base / "LICENSES").mkdir()
+    config = lora.config(output={"merge": False})
+    publish.write_tokenizer(config, load_tokenizer(config), tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings == {"model_max_length": 1024, "tokenizer_class": "GPT2Tokenizer"}
+    question = [{"role": "user", "content": "ab"}]
+    asked = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(question, tokenize=False)
+    assert asked == "ab<|endoftext|>"
+    assert (tmp_path / "NOTICE").read_text() == "made by us"
+    assert not (tmp_path / "LICENSES").exists()
+
+
+SAMPLED = {"do_sample": True, "temperature": 0.6, "min_p": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (SAMPLED, SAMPLED),
+        ({"min_p": 0.05, "typical_p": 0.9, "repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
+        ({"pad_token_id": -1, "repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
+        ({"pad_token_id": 3, "bos_token_id": 4}, {"pad_token_id": 3, "bos_token_id": 4}),
+        # What does not validate in another way takes all but the tokens with it.
+        (
+            {"early_stopping": True, "repetition_penalty": 1.5, "bos_token_id": 4},
+            {"bos_token_id": 4},
+        ),
+    ],
+)
+def test_generation_settings_that_do_not_validate_end_no_publication(
+    tmp_path: Path, given: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    from transformers import GenerationConfig
+
+    from finetune_trainer.export import merge
+
+    name = "generation_config.json"
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": 1, **given}))
+    merge.settled(GenerationConfig.from_pretrained(tmp_path), [7]).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / name).read_text())
+    del written["transformers_version"]
+    assert written == {"eos_token_id": [1, 7], "pad_token_id": 7, **kept}
+
+
 def test_publishing_again_changes_nothing(published_once: Trained) -> None:
     config = published_once.config()
     folder = published_once.root / "workspace" / "output"
@@ -372,7 +427,8 @@ def test_an_adapter_alone(
     base = lora.root / "volumes" / "models" / "tiny"
     (base / "chat_template.jinja").unlink()
     settings = json.loads((base / "generation_config.json").read_text())
-    (base / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": 0}))
+    settings |= {"eos_token_id": 0, "pad_token_id": -1, "min_p": 0.05, "early_stopping": True}
+    (base / "generation_config.json").write_text(json.dumps(settings))
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: be-good\n---\n# Tiny\n")
     (base / "NOTICE").write_text("made by us")
     spec = {"output": {"merge": False}, "dataset": {"chatTemplate": "chatml"}}

@@ -31,6 +31,7 @@ from finetune_trainer.model import attention, load_model_config, load_tokenizer,
 
 ADAPTER = "adapter"
 REPORT = "report.html"
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 
 
 def run(config: StageConfig) -> CompletionManifest:
@@ -219,8 +220,7 @@ def write_model(
     else:
         merge.copy_adapter(config, chosen.folder, folder)
         settings = model.get_base_model().generation_config
-        merge.settle(settings, material.end_tokens)
-        settings.save_pretrained(folder)
+        merge.settled(settings, material.end_tokens).save_pretrained(folder)
     del model
     gc.collect()  # the clean process needs the room
     return verify.check_published(
@@ -243,7 +243,9 @@ def write_tokenizer(config: StageConfig, tokenizer: Any, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
     for pattern in TERMS:
         for path in model_folder(config).glob(pattern):
-            shutil.copyfile(path, folder / path.name)
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+    _name_class(tokenizer, folder / TOKENIZER_SETTINGS)
     chosen = config.job.spec.dataset.chat_template
     if chosen is None:
         return
@@ -251,12 +253,29 @@ def write_tokenizer(config: StageConfig, tokenizer: Any, folder: Path) -> None:
         text, _ = template_text(chosen, tokenizer)
     except Refused:  # text data needs none
         return
-    settings_file = folder / "tokenizer_config.json"
+    settings_file = folder / TOKENIZER_SETTINGS
     if settings_file.is_file():
         settings = json.loads(settings_file.read_text(encoding="utf-8"))
         settings.pop("chat_template", None)
-        settings_file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        _write_settings(settings_file, settings)
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+
+
+def _name_class(tokenizer: Any, path: Path) -> None:
+    """Name the tokenizer's class where its settings do not: beside an adapter lies no config.json.
+
+    Without either the library takes its general class, which knows no end token of a GPT-2.
+    """
+    kind = type(tokenizer)
+    if kind.__name__ == "TokenizersBackend" or not kind.__module__.startswith("transformers."):
+        return  # the general class, or code of the model that its settings name
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not settings.get("tokenizer_class"):
+        _write_settings(path, {**settings, "tokenizer_class": kind.__name__})
+
+
+def _write_settings(path: Path, settings: dict[str, Any]) -> None:
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def unmet_gate(config: StageConfig, chosen: Selected) -> Problem | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -26,6 +27,11 @@ log = logging.getLogger(__name__)
 
 SHARD = "5GB"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "top_h"),
+    *("typical_p", "epsilon_cutoff", "eta_cutoff"),
+)
+"""Values that do not validate without sampling."""
 HEADROOM = 1.5
 """Of the weights in fp32: the largest layer twice, logits, and the libraries."""
 
@@ -125,23 +131,36 @@ def save(model: Any, folder: Path, dtype: torch.dtype, end_tokens: list[int]) ->
     model.to(dtype)
     model.config.use_cache = True
     model.config.dtype = dtype
-    settle(model.generation_config, end_tokens)
+    model.generation_config = settled(model.generation_config, end_tokens)
     model.save_pretrained(folder, safe_serialization=True, max_shard_size=SHARD)
     _compare(model, folder)
 
 
-def settle(settings: GenerationConfig, end_tokens: list[int]) -> None:
-    """Let generation end where trained answers end, and where the base's did."""
-    known = settings.eos_token_id
+def settled(settings: GenerationConfig, end_tokens: list[int]) -> GenerationConfig:
+    """Return settings that end where trained answers end and where the base's did, and validate.
+
+    The library reads what does not validate and refuses to write it once it was changed: of such
+    settings the tokens alone are kept.
+    """
+    from transformers import GenerationConfig
+
+    kept = copy.deepcopy(settings)
+    known = kept.eos_token_id
     ends = known if isinstance(known, list) else [known] if known is not None else []
-    settings.eos_token_id = list(dict.fromkeys([*ends, *end_tokens])) or None
-    if settings.pad_token_id is None and end_tokens:
-        settings.pad_token_id = end_tokens[0]
-    if settings.do_sample is not True:
-        # Sampling values without sampling do not validate.
-        settings.temperature = None
-        settings.top_p = None
-        settings.top_k = None
+    kept.eos_token_id = list(dict.fromkeys([*ends, *end_tokens])) or None
+    if kept.pad_token_id is None or kept.pad_token_id < 0:
+        kept.pad_token_id = end_tokens[0] if end_tokens else None
+    if kept.do_sample is not True:
+        for name in SAMPLING:
+            setattr(kept, name, None)
+    try:
+        kept.validate(strict=True)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:300]
+        log.warning("of the base's generation settings only the tokens are published: %s", reason)
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return GenerationConfig(**{name: getattr(kept, name) for name in names})
+    return kept
 
 
 def _compare(model: Any, folder: Path) -> None:
