@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.problem import Problem
 from finetune_trainer import fetch
 from finetune_trainer import hub as from_hub
-from finetune_trainer.errors import StageError
+from finetune_trainer.errors import StageError, ending_of
 from harness.hub import Hub, running_hub
 from harness.stage_config import make_config
 from harness.tiny_model import make_tiny_model
@@ -221,6 +223,73 @@ def test_a_tokenizer_that_cannot_be_read(tmp_path: Path, tiny: Path) -> None:
     problem = caught.value.problems[0]
     assert problem.code == "tokenizer-broken"
     assert problem.message.startswith("the tokenizer of pvc://models/tiny cannot be loaded: ")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_what_the_storage_does_not_give_is_tried_again(
+    tmp_path: Path, tiny: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of that file the system's own answer is EIO, to Python and to Rust."""
+    from finetune_trainer import model
+
+    folder = put(tmp_path, tiny)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/proc/self/mem")
+    monkeypatch.setattr(model, "model_folder", lambda _: folder)
+    load = model.load_model_config if name == "config.json" else model.load_tokenizer
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        load(make_config(tmp_path, "prepare"))
+    assert caught.value.errno == errno.EIO
+    assert ending_of(caught.value).exit_code is ExitCode.UNEXPECTED
+
+
+def anew(*chain: Exception) -> Exception:
+    """The last of several errors, each raised while the one before it was handled."""
+    for before, after in pairwise(chain):
+        after.__context__ = before
+    return chain[-1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "exit_code", "code"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle", "/w/tokenizer.json"), 1, "unexpected"),
+        (OSError(errno.ENOSPC, "No space left on device"), 14, "storage-full"),
+        (Exception("Stale file handle (os error 116)"), 1, "unexpected"),
+        (
+            anew(OSError(errno.EIO, "Input/output error"), OSError("Unable to load vocabulary")),
+            1,
+            "unexpected",
+        ),
+        (OSError("Unable to load vocabulary from file."), 16, "tokenizer-broken"),
+        (OSError(errno.ENOENT, "No such file or directory"), 16, "tokenizer-broken"),
+        (Exception("No such file or directory (os error 2)"), 16, "tokenizer-broken"),
+        (ImportError("requires the SentencePiece library"), 16, "tokenizer-library-missing"),
+        (ValueError(""), 16, "tokenizer-broken"),
+    ],
+    ids=lambda value: str(value) or "silent",
+)
+def test_a_tokenizer_is_refused_for_its_files_alone(
+    tmp_path: Path,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    exit_code: int,
+    code: str,
+) -> None:
+    from transformers import AutoTokenizer
+
+    from finetune_trainer.model import load_tokenizer
+
+    def fails(*_: object, **__: object) -> None:
+        raise raised
+
+    put(tmp_path, tiny)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fails)
+    with pytest.raises((OSError, StageError)) as caught:
+        load_tokenizer(make_config(tmp_path, "prepare"))
+    ending = ending_of(caught.value)
+    assert (ending.exit_code, ending.problems[0].code) == (exit_code, code)
 
 
 def test_a_revision_of_a_hub(tmp_path: Path, tiny: Path, hub: Hub) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +49,11 @@ NARROW = {
 }
 """Widths of the small model, for the names that an architecture has."""
 
+_OF_THE_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
+"""What an ``OSError`` says of a file, and not of the storage that it lies on."""
+_NUMBER = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust tell the number of an error: in its text alone."""
+
 
 def display_name(config: StageConfig) -> str:
     """Return the model's name for people: the last part of its URI."""
@@ -73,33 +81,70 @@ def load_tokenizer(config: StageConfig) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=model.remote_code
         )
-    except (MemoryError, PermissionError):
+    except MemoryError:
         raise
     except Exception as error:  # of a broken file its parsers raise what they like
-        uri = model.tokenizer.uri if model.tokenizer else model.uri
-        said = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise unavailable(
-            "tokenizer-broken",
-            f"the tokenizer of {uri} cannot be loaded: {said}",
-            "copy its files again",
-            field="spec.model.tokenizer.uri" if model.tokenizer else "spec.model.uri",
-        ) from error
+        _raise_unread(error, folder)
+        raise _tokenizer_refused(config, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _tokenizer_refused(config: StageConfig, error: Exception) -> StageError:
+    """Return the refusal (16) of a tokenizer whose files were read and cannot be used."""
+    model = config.job.spec.model
+    uri = model.tokenizer.uri if model.tokenizer else model.uri
+    field = "spec.model.tokenizer.uri" if model.tokenizer else "spec.model.uri"
+    said = str(error).partition("\n")[0].strip() or type(error).__name__
+    if isinstance(error, ImportError):
+        return unavailable(
+            "tokenizer-library-missing",
+            f"the tokenizer of {uri} needs a library that the trainer image does not have: {said}",
+            "copy a tokenizer.json beside its files; where the library is installed, transformers "
+            "writes one: AutoTokenizer.from_pretrained('FOLDER').save_pretrained('NEW')",
+            field=field,
+        )
+    return unavailable(
+        "tokenizer-broken",
+        f"the tokenizer of {uri} cannot be loaded: {said}",
+        "copy its files again",
+        field=field,
+    )
+
+
+def _raise_unread(error: BaseException, folder: Path) -> None:
+    """Raise the ``OSError`` of a storage that could not be read, where an error came from one.
+
+    Another attempt may read it. What the libraries catch they raise anew, without its number.
+    """
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) and before not in chain:
+        chain.append(before)
+    for cause in chain:
+        known = cause if isinstance(cause, OSError) else _numbered(cause, folder)
+        if known is not None and (known.errno or 0) > 0 and known.errno not in _OF_THE_FILE:
+            raise known
+
+
+def _numbered(error: BaseException, folder: Path) -> OSError | None:
+    told = _NUMBER.search(str(error))
+    return OSError(int(told[1]), os.strerror(int(told[1])), str(folder)) if told else None
 
 
 def load_model_config(config: StageConfig) -> PretrainedConfig:
     """Return the model's configuration; raises ``StageError`` when the library knows no such kind."""
     from transformers import AutoConfig
 
+    folder = model_folder(config)
     try:
         return AutoConfig.from_pretrained(
-            model_folder(config),
+            folder,
             local_files_only=True,
             trust_remote_code=config.job.spec.model.remote_code,
         )
     except (ValueError, KeyError, OSError) as error:
+        _raise_unread(error, folder)
         raise StageError(
             ExitCode.MODEL_UNAVAILABLE,
             Problem(
