@@ -203,7 +203,7 @@ def _explained(uri: str, revision: str | None, *, has_token: bool) -> Iterator[N
     except StageError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE:
             raise
         for kind, explain in cases:
             if isinstance(error, kind):
@@ -220,10 +220,15 @@ def _failure(uri: str, error: Exception, secret: str) -> StageError:
     if status in {401, 403}:
         return unavailable("model-forbidden", f"{uri}: the hub answered {status}", secret)
     said = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
+    if any(_CERTIFICATE in str(cause) for cause in _chain(error)):
+        return unavailable(
+            "hub-not-trusted",
+            f"{uri} cannot be fetched: {said}",
+            "let the trainer trust who signed the hub's certificate (SSL_CERT_FILE), or correct "
+            "spec.model.endpoint",
+        )
     reason = f"the hub answered {status}" if status else said
-    final = isinstance(error, ValueError) and not isinstance(error, OSError)
-    if status:
-        final = status < 500 and status not in _BUSY
+    final = status < 500 and status not in _BUSY if status else _is_final(error)
     return StageError(
         ExitCode.MODEL_UNAVAILABLE if final else ExitCode.COMMUNICATION_LOST,
         Problem(
@@ -235,5 +240,29 @@ def _failure(uri: str, error: Exception, secret: str) -> StageError:
     )
 
 
+def _is_final(error: Exception) -> bool:
+    """Return whether an error comes from what was asked: its address, or a value in it.
+
+    What is not known may come from the network: libraries below have errors of their own.
+    """
+    asked = (ValueError, TypeError, LookupError, AttributeError)
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & _ADDRESS) or (isinstance(error, asked) and not isinstance(error, OSError))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it came from."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        yield current
+        seen.append(current)
+        current = current.__cause__ or current.__context__
+
+
 _BUSY = frozenset({408, 425, 429})
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_ADDRESS = frozenset({"InvalidURL", "UnsupportedProtocol"})
+"""The HTTP library's names; which library it is differs between versions of the hub's."""
+_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
+_OF_THIS_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
+"""What writing into the workspace ends with; errors of the network have none of these."""

@@ -37,7 +37,7 @@ def is_pointer(path: Path) -> bool:
 def check_weights(folder: Path, uri: str) -> None:
     """Raise ``StageError`` (16) when a folder has no weights, or not all of them."""
     index = folder / INDEX
-    if index.is_file():
+    if index.is_file() and not (folder / SINGLE).is_file():
         _check_index(index, uri)
     found = weight_files(folder)
     if not found:

@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx2
 import pytest
 
 from finetune_api.exit_codes import ExitCode
@@ -40,6 +41,12 @@ def ended(error: Exception) -> errors.Ending:
         (AnsweredError(503), 20, "the hub answered 503"),
         (AnsweredError(429), 20, "the hub answered 429"),
         (AnsweredError(400), 16, "the hub answered 400"),
+        (httpx2.ReadTimeout("timed out"), 20, "timed out"),
+        (httpx2.RemoteProtocolError("peer closed"), 20, "peer closed"),
+        (RuntimeError("Data processing error: CAS service error"), 20, "Data processing error"),
+        (httpx2.InvalidURL("Invalid port: 'x'"), 16, "Invalid port"),
+        (httpx2.UnsupportedProtocol("no 'http://'"), 16, "no 'http://'"),
+        (KeyError("sha"), 16, "'sha'"),
         (ValueError("Repo id must be in the form"), 16, "Repo id must be in the form"),
     ],
 )
@@ -58,6 +65,24 @@ def test_a_full_volume_is_no_fault_of_the_network(number: int) -> None:
     ending = ended(OSError(number, "No space left on device"))
     assert ending.exit_code == ExitCode.STORAGE_FULL
     assert ending.problems[0].code == "storage-full"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_file_that_may_not_be_written_is_named(number: int) -> None:
+    ending = ended(OSError(number, "Not allowed", "/workspace/jobs/tiny/model"))
+    assert ending.exit_code == ExitCode.UNEXPECTED
+    assert "/workspace/jobs/tiny/model" in ending.message
+    assert [problem.code for problem in ending.problems] == ["unexpected"]
+
+
+def test_a_certificate_that_is_not_trusted_is_not_tried_again() -> None:
+    error = httpx2.ConnectError("All connection attempts failed")
+    error.__cause__ = OSError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+    ending = ended(error)
+    assert ending.exit_code == ExitCode.MODEL_UNAVAILABLE
+    (problem,) = ending.problems
+    assert problem.code == "hub-not-trusted"
+    assert "SSL_CERT_FILE" in problem.fix
 
 
 def test_room_is_looked_for_before_a_download(

@@ -58,6 +58,16 @@ def test_weights_are_the_files_that_the_library_reads(tmp_path: Path, shards: in
     assert (weight_files(folder), fetch.model_files(folder)) == (found, all_files)
 
 
+def test_an_index_that_was_left_beside_whole_weights_is_not_read(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m", 3)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    assert refusal(folder).code == "model-shard-missing"
+    weights(folder / "model.safetensors")
+    fetch.check_folder(folder, "pvc://models/m")
+    assert weight_files(folder) == [folder / "model.safetensors"]
+
+
 def test_weights_of_another_name_are_none(tmp_path: Path) -> None:
     folder = model(tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
