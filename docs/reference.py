@@ -76,23 +76,28 @@ def page() -> str:
     lines += [f"- `{name}`: {text}" for name, text in sorted(NORMAL.items())]
     lines += ["", "## Problem codes", "", "`…` stands for a value.", ""]
     lines += ["| code | message | fix |", "|---|---|---|"]
-    lines += [f"| `{code}` | {text} | {fix} |" for code, (text, fix) in sorted(problems().items())]
+    lines += [
+        f"| `{code}` | {text} | {fix} |"
+        for code, texts in sorted(problems().items())
+        for text, fix in texts
+    ]
     lines += ["", "## Metrics", "", "On the progress port of rank 0.", ""]
     lines += [f"- `{metric}`: {text}" for metric, text in sorted(metrics().items())]
     return "\n".join(lines) + "\n"
 
 
-def problems() -> dict[str, tuple[str, str]]:
-    """Return code -> (message, fix), of rules and of every place that makes a ``Problem``."""
-    found: dict[str, tuple[str, str]] = {}
+def problems() -> dict[str, list[tuple[str, str]]]:
+    """Return code -> (message, fix) of rules and of every place that makes a ``Problem``."""
+    found: dict[str, dict[str, str]] = {}
     for node in _nodes():
-        if isinstance(node, ast.Call):
-            entry = _problem(node)
-            if entry and len(found.get(entry[0], ("", ""))[0]) < len(entry[1]):
-                found[entry[0]] = entry[1:]
+        entry = _problem(node) if isinstance(node, ast.Call) else None
+        if entry and entry[1]:
+            code, message, fix = entry
+            texts = found.setdefault(code, {})
+            texts[message] = texts.get(message) or fix
     for rule in _rules():
-        found[rule.code] = (_cell(rule.message), _cell(rule.fix))
-    return found
+        found.setdefault(rule.code, {})[_cell(rule.message)] = _cell(rule.fix)
+    return {code: sorted(texts.items()) for code, texts in found.items()}
 
 
 def metrics() -> dict[str, str]:

@@ -60,3 +60,16 @@ def test_problems_whose_message_is_cut_to_a_length_are_on_the_page():
     page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     row = "| `shared-memory-full` | no room in the shared memory of a node: … | raise resources.sh"
     assert row in page
+
+
+def test_a_code_of_several_places_has_the_texts_of_all():
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    for row in (
+        "| `empty-file` | … is empty | write at least one row |",
+        "| `files-without-rows` | files of … without a row: … | copy them again, or remove them |",
+        "| `model-weights-missing` | … has no *.safetensors | copy the weights beside config.json |",
+        "| `model-weights-missing` | … has …, and neither … nor … | use the repository in the ",
+        "| `context-not-found` | the kubeconfig has no context … | contexts: … |",
+    ):
+        assert row in page
+    assert len(re.findall("^[|] `model-weights-missing`", page, re.MULTILINE)) == 2

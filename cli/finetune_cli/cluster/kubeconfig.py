@@ -68,15 +68,17 @@ def _current(files: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def _no_context(wanted: str | None, known: Sequence[str]) -> Problem:
-    there = f"contexts: {', '.join(known) or 'none'}"
+    there = ", ".join(known) or "none"
     if wanted:
         return Problem(
-            code="context-not-found", message=f"the kubeconfig has no context {wanted}", fix=there
+            code="context-not-found",
+            message=f"the kubeconfig has no context {wanted}",
+            fix=f"contexts: {there}",
         )
     return Problem(
         code="context-not-chosen",
         message="the kubeconfig has no current-context",
-        fix=f"choose one with --context; {there}",
+        fix=f"choose one with --context; contexts: {there}",
     )
 
 

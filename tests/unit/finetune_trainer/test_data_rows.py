@@ -139,6 +139,27 @@ def test_other_data_files_of_a_folder_are_named(tmp_path):
     assert found.unread == ("D.CSV", "b.parquet", "e.csv.gz", "f.jsonl", "sub/c.jsonl.zst")
 
 
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    for name in ("a.jsonl", "lost+found/b.jsonl", "sub/c.jsonl"):
+        write(tmp_path / "d" / name, GOOD)
+    scandir = os.scandir
+
+    def closed(path):  # what others than root are told of a folder of mode 000
+        if Path(path).name in {"lost+found", "sub"}:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    volumes = {"datasets": str(tmp_path)}
+    with pytest.raises(PermissionError) as caught:
+        read.locate("pvc://datasets/d", volumes, "f")
+    assert caught.value.filename == str(tmp_path / "d" / "sub")
+    # That of a volume's root belongs to the volume.
+    (tmp_path / "d" / "sub").rename(tmp_path / "elsewhere")
+    found = read.locate("pvc://datasets/d", volumes, "f")
+    assert [file.shown for file in found.files] == ["a.jsonl"]
+
+
 def test_linked_folders_are_read_and_none_twice(tmp_path):
     write(tmp_path / "elsewhere" / "e.jsonl", GOOD)
     write(tmp_path / "data" / "v1" / "a.jsonl", GOOD)
@@ -297,7 +318,7 @@ def test_files_without_a_row_among_others_are_named(tmp_path):
     (warning,) = verdict(scan([source], SETTINGS), "Fail", None)
     assert told(warning) == (
         "spec.dataset.train[0] warning files of pvc://datasets/data without a row: "
-        "b.jsonl, c.jsonl.gz [empty-file] copy them again, or remove them"
+        "b.jsonl, c.jsonl.gz [files-without-rows] copy them again, or remove them"
     )
 
 
@@ -360,9 +381,9 @@ def test_a_path_of_any_length_is_shown(tmp_path):
             "messages[0] has tool_calls, which is not supported",
         ),
         (
-            {"messages": [{"role": "user", "content": "x", "train": False}]},
+            {"messages": [{"role": "user", "content": "x", "train_detail": [{"begin_offset": 0}]}]},
             "unsupported-message-field",
-            "messages[0] has train, which is not supported",
+            "messages[0] has train_detail, which is not supported",
         ),
         (
             {
@@ -540,6 +561,65 @@ def test_message_fields_that_are_not_read_are_named_once(tmp_path):
         "train.jsonl:2 warning messages of pvc://datasets/train.jsonl have 'name', which is not "
         "read [ignored-message-field] remove the field, unless it holds nothing to learn from"
     )
+
+
+def flagged(key: str, *values: object) -> dict[str, object]:
+    """Return a conversation of two questions and two answers; None leaves the field out."""
+    turns = []
+    for number, value in enumerate(values):
+        role = ("user", "assistant")[number % 2]
+        turns.append({"role": role, "content": "x"} | ({} if value is None else {key: value}))
+    return {"messages": turns}
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "row", "message"),
+    [
+        (None, flagged("weight", None, 1, None, 1.0), None),
+        (None, flagged("weight", 0, 1, 0.0, None), None),
+        (None, flagged("train", False, True, False, True), None),
+        ("Assistant", flagged("loss", False, True, False, True), None),
+        ("LastAssistant", flagged("weight", 0, 0, 0, 1), None),
+        ("All", flagged("train", True, 1, True, 1), None),
+        (None, flagged("thinking", None, False, None, False), None),
+        (
+            None,
+            flagged("weight", None, 0, None, 1),
+            "messages[1] has weight 0, and with loss on Assistant it is trained",
+        ),
+        (
+            None,
+            flagged("weight", None, 0.5, None, 1),
+            "messages[1] has weight 0.5, and with loss on Assistant it is trained",
+        ),
+        (
+            None,
+            flagged("train", True, True, None, None),
+            "messages[0] has train True, and with loss on Assistant it is not trained",
+        ),
+        (
+            "LastAssistant",
+            flagged("weight", 0, 1, 0, 1),
+            "messages[1] has weight 1, and with loss on LastAssistant it is not trained",
+        ),
+        (
+            "All",
+            flagged("loss", False, True, None, None),
+            "messages[0] has loss False, and with loss on All it is trained",
+        ),
+        (
+            None,
+            flagged("weight", None, "1", None, None),
+            "messages[1] has weight '1', and with loss on Assistant it is trained",
+        ),
+    ],
+)
+def test_flags_that_say_what_is_done_anyway_are_fine(tmp_path, loss_on, row, message):
+    settings = Settings(loss_on=loss_on, stanford=False, system_prompt=None)
+    found = scan([source_of(write(tmp_path / "train.jsonl", row))], settings)
+    said = [(p.code, p.message) for p in found.findings.problems()]
+    assert said == ([("unsupported-message-field", message)] if message else [])
+    assert not found.ignored
 
 
 def test_text_parts_are_joined(tmp_path):

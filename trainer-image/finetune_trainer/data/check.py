@@ -242,7 +242,7 @@ def _empty_files(source: Source, names: Sequence[str]) -> Problem:
     more = ", ..." if len(names) > MAX_LISTED else ""
     listed = ", ".join(names[:MAX_LISTED])[:600] + more
     return Problem(
-        code="empty-file",
+        code="files-without-rows",
         message=f"files of {source.spec.uri} without a row: {listed}",
         fix="copy them again, or remove them",
         field=source.field,
@@ -267,7 +267,7 @@ def _note_ignored(scan: Scan, source: Source, row: Row, reader: Reader) -> None:
 def _check(row: Row, reader: Reader, settings: Settings) -> Checked | BadRow:
     loss_on = settings.loss_on or reader.format.loss_on
     try:
-        example = reader.read(row.value)
+        example = reader.read(row.value, loss_on)
     except BadRow as bad:
         return bad
     problem = example_problem(example, loss_on)

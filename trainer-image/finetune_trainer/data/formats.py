@@ -67,11 +67,10 @@ class Pair:
 Example = Conversation | Pair
 
 _REASONING = ("reasoning", "reasoning_content", "reasoning_details", "thinking")
-_UNSUPPORTED = (
-    *("tool_calls", "function_call", "tool_call_id"),
-    *("weight", "train", "train_detail", "loss", "mask"),
-)
+_UNSUPPORTED = ("tool_calls", "function_call", "tool_call_id", "train_detail", "mask")
 """Fields of a message that change what is to be learnt."""
+_FLAGS = ("weight", "train", "loss")
+"""Fields that say whether a message is to be learnt: fine where they say what is done anyway."""
 
 
 class BadRow(Exception):
@@ -91,8 +90,8 @@ class Format:
     required: tuple[str, ...]
     optional: tuple[str, ...]
     loss_on: LossOn
-    read: Callable[[dict[str, Any], bool], Example]
-    """Takes the columns by our names, and whether Alpaca's original prompt is wanted."""
+    read: Callable[[dict[str, Any], bool, LossOn], Example]
+    """Takes the columns by our names, whether Alpaca's original prompt is wanted, what is trained."""
     message: tuple[str, ...] = ()
     """The fields of a message that are read, where the first column holds messages."""
 
@@ -130,7 +129,7 @@ def _filled(value: Any) -> bool:
 def _refuse_fields(item: dict[str, Any], where: str, text_key: str) -> None:
     """Raise ``BadRow`` for what a message says beside its text and would be lost."""
     for key in _REASONING:
-        if _filled(item.get(key)):
+        if _filled(item.get(key)) and item[key] is not False:
             raise BadRow(
                 "reasoning-not-supported",
                 f"{where} has {key}, which is not supported",
@@ -145,9 +144,33 @@ def _refuse_fields(item: dict[str, Any], where: str, text_key: str) -> None:
             )
 
 
+def _refuse_flags(items: list[Any], turns: list[Message], column: str, loss_on: LossOn) -> None:
+    """Raise ``BadRow`` for a message that says of itself other than what is trained."""
+    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    wanted = answers if loss_on == "Assistant" else answers[-1:]
+    for number, item in enumerate(items):
+        trained = loss_on == "All" or number in wanted
+        for key in _FLAGS:
+            value = item.get(key)
+            if not _filled(value) or (isinstance(value, int | float) and value == trained):
+                continue
+            is_trained = "is" if trained else "is not"
+            raise BadRow(
+                "unsupported-message-field",
+                f"{column}[{number}] has {key} {value!r:.40}, and with loss on {loss_on} it "
+                f"{is_trained} trained",
+                "remove the field or the row",
+            )
+
+
 def _turns(
-    value: Any, column: str, role_key: str, text_key: str, roles: dict[str, str]
+    value: Any,
+    keys: tuple[str, str, str],
+    roles: dict[str, str],
+    loss_on: LossOn,
 ) -> list[Message]:
+    """Return the messages of a column; ``keys``: its name, and those of role and text."""
+    column, role_key, text_key = keys
     if not isinstance(value, list):
         raise BadRow(
             "invalid-message",
@@ -155,6 +178,7 @@ def _turns(
             f'write [{{"{role_key}": ..., "{text_key}": ...}}, ...]',
         )
     turns = []
+    flagged = False
     for number, item in enumerate(value):
         where = f"{column}[{number}]"
         if not isinstance(item, dict) or role_key not in item or text_key not in item:
@@ -165,6 +189,7 @@ def _turns(
             )
         if len(item) > 2:  # beside role and text
             _refuse_fields(item, where, text_key)
+            flagged = flagged or any(key in item for key in _FLAGS)
         role = item[role_key]
         if not isinstance(role, str) or role not in roles:
             raise BadRow(
@@ -173,6 +198,8 @@ def _turns(
                 f"roles: {' '.join(roles)}",
             )
         turns.append(Message(roles[role], _text(item[text_key], f"{where}.{text_key}")))
+    if flagged:
+        _refuse_flags(value, turns, column, loss_on)
     return turns
 
 
@@ -183,17 +210,18 @@ def _with_system(row: dict[str, Any], turns: list[Message]) -> Conversation:
     return Conversation(tuple(turns))
 
 
-def _messages(row: dict[str, Any], _: bool) -> Example:
+def _messages(row: dict[str, Any], _: bool, loss_on: LossOn) -> Example:
     roles = {role: role for role in ROLES}
-    return _with_system(row, _turns(row["messages"], "messages", "role", "content", roles))
+    keys = ("messages", "role", "content")
+    return _with_system(row, _turns(row["messages"], keys, roles, loss_on))
 
 
-def _sharegpt(row: dict[str, Any], _: bool) -> Example:
-    turns = _turns(row["conversations"], "conversations", "from", "value", _SHAREGPT_ROLES)
-    return _with_system(row, turns)
+def _sharegpt(row: dict[str, Any], _: bool, loss_on: LossOn) -> Example:
+    keys = ("conversations", "from", "value")
+    return _with_system(row, _turns(row["conversations"], keys, _SHAREGPT_ROLES, loss_on))
 
 
-def _alpaca(row: dict[str, Any], stanford: bool) -> Example:
+def _alpaca(row: dict[str, Any], stanford: bool, _: LossOn) -> Example:
     instruction = _text(row["instruction"], "instruction")
     output = _text(row["output"], "output")
     given = _optional(row, "input")
@@ -253,8 +281,8 @@ class Reader:
     detected: bool
     """The format was read off the first row."""
 
-    def read(self, row: dict[str, Any]) -> Example:
-        """Return the example of a row; raises ``BadRow``."""
+    def read(self, row: dict[str, Any], loss_on: LossOn) -> Example:
+        """Return the example of a row that is trained on ``loss_on``; raises ``BadRow``."""
         ours: dict[str, Any] = {}
         for name in (*self.format.required, *self.format.optional):
             column = self.columns.get(name, name)
@@ -273,7 +301,7 @@ class Reader:
                     f"column {name} is filled, which is not supported",
                     "remove the column or the row",
                 )
-        return self.format.read(ours, self.stanford)
+        return self.format.read(ours, self.stanford, loss_on)
 
     def ignored(self, row: dict[str, Any]) -> set[str]:
         """Return the fields that messages of a good row hold and that are not read."""
@@ -284,7 +312,7 @@ class Reader:
             key
             for message in row[self.columns.get(column, column)]
             if len(message) > len(self.format.message)
-            for key in message.keys() - self.format.message
+            for key in message.keys() - self.format.message - {*_FLAGS, *_REASONING}
             if _filled(message[key])
         }
 

@@ -119,19 +119,31 @@ def _below(folder: Path) -> Located:
 
 
 def _walked(folder: Path) -> Iterator[Path]:
-    """Yield all but hidden files below a folder; links are followed, no folder is read twice."""
+    """Yield all but hidden files below a folder; links are followed, no folder is read twice.
+
+    Raises ``OSError`` where a folder cannot be read: what is in it would be missing unsaid.
+    """
     seen: set[tuple[int, int]] = set()
     tops = [folder]
     for top in tops:  # linked folders come last, so that a real one keeps its name
-        for here, folders, names in os.walk(top):
+        for here, folders, names in os.walk(top, onerror=_raised):
             stat = Path(here).stat()
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(name for name in folders if not _is_hidden(name))
             if (stat.st_dev, stat.st_ino) in seen:
                 folders.clear()
                 continue
             seen.add((stat.st_dev, stat.st_ino))
             tops += [path for name in folders if (path := Path(here, name)).is_symlink()]
             yield from (Path(here, name) for name in names if not name.startswith("."))
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a folder is none of the user's: lost+found of a volume is root's alone."""
+    return name.startswith(".") or name == "lost+found"
+
+
+def _raised(error: OSError) -> None:
+    raise error
 
 
 def _listing(folder: Path) -> str:
