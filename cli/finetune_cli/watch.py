@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from time import sleep
+from pathlib import Path
+from time import sleep, time
 
 from finetune_api.names import Layout
 from finetune_api.problem import Refused
@@ -22,6 +23,8 @@ LOOK = 0.5
 """Seconds between two looks."""
 LEFT = 3.0
 """Seconds after which a job of this machine that nobody works on is not waited for."""
+FRESH = 60.0
+"""Seconds since its files changed in which a job is worked on, wherever that is."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -65,7 +68,8 @@ def _local(layout: Layout, *, once: bool) -> int:
             left = 0 if _worked_on(record, layout) else left + 1
             if left * LOOK > LEFT:
                 view.say(
-                    f"no finetune run works on {name}: the same command as before goes on with it"
+                    f"no finetune run on this machine works on {name}: if none does on another, the"
+                    " same command as before goes on with it"
                 )
                 return 1
             sleep(LOOK)
@@ -76,10 +80,23 @@ def _local(layout: Layout, *, once: bool) -> int:
 
 
 def _worked_on(record: Record, layout: Layout) -> bool:
-    """Tell whether a ``finetune run`` works on a job, or processes that a killed one has left."""
+    """Tell whether a ``finetune run`` works on a job, or processes that a killed one has left.
+
+    Not every shared file system carries a lock to other machines: what changes there tells, too.
+    """
     if is_held(layout.root.resolve().parent, record.metadata.name):
         return True
-    return any(alive(kept) for child in record.children for kept in child.kept)
+    if any(alive(kept) for child in record.children for kept in child.kept):
+        return True
+    return any(time() - _changed(path) < FRESH for path in (layout.status, layout.progress))
+
+
+def _changed(path: Path) -> float:
+    """Return when a file was last changed; 0 where there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _close(record: Record, layout: Layout) -> int:

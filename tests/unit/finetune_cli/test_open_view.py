@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,14 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         resolved=make_job({}),
     )
     write_record(tmp_path / "tiny-0123abcd/status.json", record)
+    changed(tmp_path / "tiny-0123abcd/status.json", 61)
     return tmp_path
+
+
+def changed(path: Path, ago: float) -> None:
+    """Have a file changed so many seconds ago."""
+    path.touch()
+    os.utime(path, (time.time() - ago, time.time() - ago))
 
 
 def test_watching_ends_with_its_reader(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +80,33 @@ def test_a_job_that_nobody_works_on_is_not_waited_for(
     assert cli.main(["watch", "tiny", "--workspace", str(workspace)]) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"tiny  {workspace}/tiny-0123abcd",
-        "no finetune run works on tiny: the same command as before goes on with it",
+        "no finetune run on this machine works on tiny: if none does on another, the same command as "
+        "before goes on with it",
     ]
+
+
+@pytest.mark.parametrize("name", ["status.json", "reports/progress.json"])
+def test_a_job_of_another_machine_whose_lock_is_not_seen_is_watched(
+    workspace: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = workspace / "tiny-0123abcd" / name
+    file.parent.mkdir(exist_ok=True)
+    changed(file, 50)
+    looks = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 50:
+            assert "no finetune run" not in capsys.readouterr().out
+            changed(file, 61)
+
+    monkeypatch.setattr("finetune_cli.watch.sleep", sleep)
+    assert cli.main(["watch", "tiny", "--workspace", str(workspace)]) == 1
+    assert 50 < looks < 60
 
 
 def test_a_job_that_somebody_works_on_is_watched_until_it_is_left(
@@ -91,7 +124,7 @@ def test_a_job_that_somebody_works_on_is_watched_until_it_is_left(
 
     monkeypatch.setattr("finetune_cli.watch.sleep", sleep)
     assert cli.main(["watch", "tiny", "--workspace", str(workspace)]) == 1
-    assert "no finetune run works on tiny" in capsys.readouterr().out
+    assert "no finetune run on this machine works on tiny" in capsys.readouterr().out
     assert 50 < looks < 60
 
 
