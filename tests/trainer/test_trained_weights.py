@@ -17,7 +17,7 @@ from finetune_api.names import Layout
 from finetune_api.resolved import Choices, StageConfig
 from finetune_trainer import model, trainer_class
 from finetune_trainer.checkpoint import save, trained, verify
-from finetune_trainer.errors import StageError
+from finetune_trainer.errors import StageError, ending_of
 from finetune_trainer.export import merge
 from harness.prepared_job import prepared_job, train_here, with_attempt
 from harness.prepared_job import values as metric
@@ -269,6 +269,42 @@ def test_an_adapter_comes_back_whole_or_not_at_all(shape: str, tmp_path: Path) -
             resumed(config, folder)
         assert caught.value.exit_code == 15, name
         save_file(whole, folder / ADAPTER, metadata={"format": "pt"})
+
+
+class Failing(torch.nn.Parameter):
+    """A weight on a device that fails."""
+
+    def copy_(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+
+def copied_to_a_broken_device() -> RuntimeError:
+    """What torch makes of a device that fails while a weight is copied to it."""
+    module = torch.nn.Module()
+    module.weight = Failing(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="loading state_dict") as caught:
+        module.load_state_dict({"weight": torch.ones(1)})
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+        RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"),
+        RuntimeError("unable to mmap 12 bytes from file </w/a>: Stale file handle (116)"),
+        RuntimeError("Error opening file </w/a>: Input/output error (5)"),
+        copied_to_a_broken_device(),
+    ],
+    ids=["accelerator", "busy", "stale", "input-output", "copied"],
+)
+def test_what_a_device_or_the_storage_does_is_no_fault_of_the_checkpoint(
+    raised: RuntimeError, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError) as caught, trained.whole(tmp_path):
+        raise raised
+    assert caught.value is raised
+    assert ending_of(raised).exit_code == 1
 
 
 def test_an_engine_that_loads_an_adapter_may_leave_out_the_base_alone(tmp_path: Path) -> None:

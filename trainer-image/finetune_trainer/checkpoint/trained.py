@@ -22,6 +22,14 @@ from finetune_trainer.errors import StageError, ending_of
 
 NAMED = 3
 """So many weights are named in a message; the others are counted."""
+_MISFITS = (
+    "Error(s) in loading state_dict",
+    "size mismatch",
+    "issues during automatic conversion of the weights",
+)
+"""What torch, peft and transformers say of names and shapes that do not fit."""
+_WHILE_COPYING = "an exception occurred"
+"""So torch tells, among them, what a device or the storage did while a weight that fits was copied."""
 
 
 def network(config: StageConfig, folder: Path | None) -> Any:
@@ -56,14 +64,22 @@ def loads_at_once(config: StageConfig) -> bool:
 def whole(folder: Path) -> Iterator[None]:
     """Turn what the libraries raise about weights that do not fit into ``StageError`` (15).
 
-    Not what storage or memory cause: the same may succeed at the next attempt.
+    Not what storage, memory or a device cause: the same may succeed at the next attempt.
     """
     try:
         yield
     except (KeyError, ValueError, RuntimeError) as error:
-        if ending_of(error).exit_code != ExitCode.UNEXPECTED:
+        if ending_of(error).exit_code != ExitCode.UNEXPECTED or not _misfit(error):
             raise
         raise _unusable(folder, f"{type(error).__name__}: {error}") from error
+
+
+def _misfit(error: KeyError | ValueError | RuntimeError) -> bool:
+    """Tell whether an error is about weights; of a ``RuntimeError`` its text alone tells."""
+    if not isinstance(error, RuntimeError):
+        return True
+    text = str(error)
+    return any(words in text for words in _MISFITS) and _WHILE_COPYING not in text
 
 
 def check_read(folder: Path, told: dict[str, Any]) -> None:
