@@ -141,8 +141,9 @@ def _replace(path: Path, data: str | bytes) -> None:
 
 
 def _index(folder: Path) -> None:
-    weights = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(weights))
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors").rename(folder / names["b"])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
 
 @pytest.mark.parametrize(
