@@ -126,21 +126,67 @@ def test_what_the_older_gang_saved_meanwhile_is_gone_on_from(
     assert again.resume == start.resume
 
 
+def before_a_claim_is_taken(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let something happen after the choice was made, once."""
+    take, done = claims.take, []
+
+    def taken(*args: object, **named: object) -> Claim:
+        if not done:
+            done.append(act())
+        return take(*args, **named)
+
+    monkeypatch.setattr(claims, "take", taken)
+
+
+def shorten(folder: Path) -> None:
+    file = folder / "rng_state_0.pth"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
 def test_the_first_checkpoint_of_all_comes_after_nothing_was_found(
     config: StageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = Older(config, keep=1)
-    take, saved = claims.take, []
-
-    def taken(*args: object, **named: object) -> Claim:
-        if not saved:
-            saved.append(older.saves(10))
-        return take(*args, **named)
-
-    monkeypatch.setattr(claims, "take", taken)
+    before_a_claim_is_taken(monkeypatch, lambda: older.saves(10))
     start = started(config)
-    assert start.resume == saved[0]
+    assert start.resume is not None
+    assert start.resume.path == "checkpoints/1/step-10"
     assert start.claim.sequence == 3
+
+
+def test_the_first_checkpoint_of_all_comes_late_and_cut_short(
+    config: StageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training does not begin anew beside it, as it would not had it come a moment earlier."""
+    older = Older(config, keep=1)
+
+    def saved_and_cut() -> None:
+        older.saves(10)
+        shorten(older.layout.checkpoint(1, 10))
+
+    before_a_claim_is_taken(monkeypatch, saved_and_cut)
+    with pytest.raises(StageError) as caught:
+        started(config)
+    assert caught.value.exit_code == 15
+    assert "step 10: rng_state_0.pth has" in caught.value.problems[0].message
+
+
+def test_a_newer_one_that_is_cut_short_is_named(
+    config: StageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = Older(config, keep=3)
+    ten = older.saves(10)
+
+    def saved_and_cut() -> None:
+        older.saves(20)
+        shorten(older.layout.checkpoint(1, 20))
+
+    read = during_the_reading_of(monkeypatch, 10, saved_and_cut)
+    start = started(config)
+    assert (start.claim.sequence, start.resume) == (3, ten)
+    assert [item.path for item in start.rejected] == ["checkpoints/1/step-20"]
+    assert start.claim == claims.read(older.layout, 3)
+    assert read == [10]
 
 
 def test_a_newer_one_that_is_damaged_is_claimed_read_and_passed_over(

@@ -90,6 +90,7 @@ def _confirmed(search: verify.Search, chosen: verify.Found | None, gang: Gang, t
 
     Where something newer has come, the next claim names it before it is read: were this process
     to end meanwhile, whoever comes next would still find all that was committed in its lineage.
+    So does the next claim where something newer has come that cannot be used.
     """
 
     def first() -> Claim:
@@ -102,10 +103,14 @@ def _confirmed(search: verify.Search, chosen: verify.Found | None, gang: Gang, t
 
     def follow() -> tuple[verify.Found | None, Claim]:
         found = again.not_before(chosen, next(candidates, None))
-        if (found.ref if found else None) == claim.resumes_from:
+        same = (found.ref if found else None) == claim.resumes_from
+        if found is None or not same:
+            again.settle(found, chosen)
+        if same and {item.path for item in claim.rejected}.issuperset(
+            item.path for item in again.rejected
+        ):
             return found, claim
         claims.fence(again.layout, claim.sequence)
-        again.settle(found, chosen)
         return found, take(found, again.rejected)
 
     while True:
