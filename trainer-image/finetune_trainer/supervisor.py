@@ -70,13 +70,13 @@ class Forwarder:
         self.heard = True
 
     def _listen(self) -> None:
-        with self._numbers:
+        with self._numbers:  # open to the end: every further signal is written to the other one
             while not self._closed.is_set() and not self.heard:
                 if not HEARD.isdisjoint(self._numbers.recv(64)):
                     self.heard = True
-        while not self._closed.is_set():
-            self._tell()
-            self._closed.wait(0.1)
+            while not self._closed.is_set():
+                self._tell()
+                self._closed.wait(0.1)
 
     def _tell(self) -> None:
         with self._deciding:
@@ -98,9 +98,9 @@ class Forwarder:
 
     def close(self) -> None:
         """Pass nothing on any more."""
+        signal.set_wakeup_fd(-1)
         with self._deciding:
             self._closed.set()
-        signal.set_wakeup_fd(-1)
         self._number.close()  # the thread that reads the other end goes on, and ends
 
 

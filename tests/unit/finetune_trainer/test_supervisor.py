@@ -120,6 +120,23 @@ def test_a_rank_whose_process_id_is_not_written_yet_is_told_later(tmp_path: Path
     assert ended == []
 
 
+def test_signals_after_the_first_are_taken_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    (tmp_path / "0.pid").touch()
+    with forwarder(tmp_path, lambda: None) as it:
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: it.heard, 5)
+        time.sleep(0.3)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+    until(lambda: all(t.name != "signal-forwarder" for t in threading.enumerate()), 5)
+    assert said == []
+
+
 def test_other_signals_and_its_own_end_are_no_reason_to_stop(tmp_path: Path) -> None:
     ended: list[str] = []
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
