@@ -289,3 +289,25 @@ def test_a_folder_that_cannot_be_deleted_does_not_end_training(
     worker.begin(make_checkpoint(layout, 1, 30))
     worker.finish()
     assert left(layout) == ["checkpoints/1/step-30"]
+
+
+def test_a_folder_that_cannot_be_deleted_is_no_reason_to_keep_the_others(
+    tmp_path, monkeypatch, caplog
+) -> None:
+    layout = Layout(tmp_path)
+    worker = retention.Retention(layout, take(layout), keep=1)
+    for step in (10, 20, 30):
+        make_checkpoint(layout, 1, step)
+    rmtree = shutil.rmtree
+
+    def held_open(folder: Path) -> None:
+        if folder == layout.checkpoint(1, 10):
+            raise OSError(39, "Directory not empty")
+        rmtree(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", held_open)
+    worker.begin(make_checkpoint(layout, 1, 40))
+    worker.finish()
+    assert left(layout) == ["checkpoints/1/step-10", "checkpoints/1/step-40"]
+    assert not (layout.checkpoint(1, 10) / MANIFEST).exists()
+    assert "old checkpoints could not be deleted: [Errno 39] Directory not empty" in caplog.text

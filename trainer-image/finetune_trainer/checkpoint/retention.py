@@ -125,9 +125,16 @@ class Retention:
         return [self.layout.best(*place) for place in reversed(found)]
 
     def _delete(self, folders: list[Path]) -> tuple[Path, ...]:
+        """Delete each; of those that cannot be deleted, raise the first once all were tried."""
         present = tuple(dict.fromkeys(folder for folder in folders if folder.is_dir()))
+        failures: list[OSError] = []
         for folder in present:
-            delete(self.layout, self.claim.sequence, folder)
+            try:
+                delete(self.layout, self.claim.sequence, folder)
+            except OSError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
         return present
 
     def _start(self, newest: CheckpointRef, act: Callable[[], object]) -> None:
