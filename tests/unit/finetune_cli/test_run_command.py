@@ -245,7 +245,7 @@ def test_sigterm_saves_and_ends_with_143(folder: Path, capsys: pytest.CaptureFix
     pid = started(folder)
     code = None
     try:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not waiting.is_file():
             code = ended(pid)
             assert code is None, (folder / "out").read_text()
