@@ -48,10 +48,22 @@ def network(config: StageConfig, folder: Path | None) -> Any:
         with whole(folder):
             loaded, told = model.read(config, folder, ignore_mismatched_sizes=True)
         check_read(folder, told)
+        if config.job.spec.resources.accelerator.device == "cpu":
+            _let_go(loaded)
         return methods.apply(loaded, config)
     built = methods.apply(model.load_model(config), config)
     built.register_load_state_dict_post_hook(partial(_check_trained, folder))
     return built
+
+
+def _let_go(network: Any) -> None:
+    """Copy the weights out of the files that they are mapped from, one by one.
+
+    On the CPU they stay where they were read, and the checkpoint is deleted some saves later: its
+    room would not come back before the end, and on NFS its folder could not be deleted.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def loads_at_once(config: StageConfig) -> bool:
