@@ -225,6 +225,8 @@ def finish(trainer: Any) -> None:
     """Evaluate and save the last step, unless all ranks agreed to stop."""
     parts = trainer.parts
     signals, evaluation = parts.signals, parts.evaluation
+    if not signals.stopping:
+        parts.finite.end(trainer.state.global_step)
     if not signals.stopping and evaluation.lacks(trainer.state.global_step):
         trainer.evaluate()
     signals.save(trainer, None if signals.stopping else "end")

@@ -18,7 +18,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.problem import Problem
 from finetune_trainer.errors import StageError
 
-OVERFLOWS = 50
+OVERFLOWS = 20
 """Steps in a row without finite gradients that the loss scaler of fp16 is granted: from the scale
 with which it begins, 2^16, it is at 1 after 16 of them. None of those steps has moved a weight."""
 
@@ -64,6 +64,17 @@ class Finite:
         """Wait for what is on its way; raises as ``look`` does."""
         self._land(wait=True)
 
+    def end(self, step: int) -> None:
+        """Take the last step of a run; raises as ``look`` does, and where no step moved a weight.
+
+        Of an attempt that went on from a checkpoint nobody knows: earlier steps may have counted.
+        """
+        self.settle()
+        if 0 < step == self._overflows:
+            raise _untrained(
+                f"gradients in fp16 were not finite in any of {step} steps: no weight has moved"
+            )
+
     def _land(self, *, wait: bool) -> None:
         while self._flights and (wait or self._flights[0].arrived.query()):
             flight = self._flights.popleft()
@@ -77,16 +88,9 @@ class Finite:
             return
         self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
         if self._overflows >= OVERFLOWS:
-            raise StageError(
-                ExitCode.NON_FINITE_LOSS,
-                Problem(
-                    code="non-finite-gradients",
-                    message=f"gradients in fp16 were not finite in {OVERFLOWS} steps in a row, the "
-                    f"last of them step {step}: no weight has moved since",
-                    fix="set training.precision to bf16 where the accelerator has it, else to "
-                    "fp32, or lower training.learningRate",
-                    field="spec.training.precision",
-                ),
+            raise _untrained(
+                f"gradients in fp16 were not finite in {OVERFLOWS} steps in a row, the last of "
+                f"them step {step}: no weight has moved since"
             )
 
 
@@ -95,6 +99,19 @@ def _number(value: Any) -> float:
     if isinstance(value, torch.Tensor):
         return float(value.detach().float().numpy())
     return float(value)
+
+
+def _untrained(message: str) -> StageError:
+    return StageError(
+        ExitCode.NON_FINITE_LOSS,
+        Problem(
+            code="non-finite-gradients",
+            message=message,
+            fix="set training.precision to bf16 where the accelerator has it, else to fp32, or "
+            "lower training.learningRate",
+            field="spec.training.precision",
+        ),
+    )
 
 
 def _require(step: int, loss: float, norm: float) -> None:
