@@ -43,7 +43,7 @@ def test_a_short_run_in_fp16_in_which_no_step_counted_ends_with_13() -> None:
     assert caught.value.exit_code == 13
     assert caught.value.problems[0].code == "non-finite-gradients"
     assert caught.value.problems[0].message == (
-        "gradients in fp16 were not finite in any of 6 steps: no weight has moved"
+        "gradients in fp16 were not finite in any of 6 steps: no weight has moved in them"
     )
 
 

@@ -71,9 +71,7 @@ class Finite:
         """
         self.settle()
         if 0 < step == self._overflows:
-            raise _untrained(
-                f"gradients in fp16 were not finite in any of {step} steps: no weight has moved"
-            )
+            raise _untrained(f"any of {step} steps")
 
     def _land(self, *, wait: bool) -> None:
         while self._flights and (wait or self._flights[0].arrived.query()):
@@ -88,10 +86,7 @@ class Finite:
             return
         self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
         if self._overflows >= OVERFLOWS:
-            raise _untrained(
-                f"gradients in fp16 were not finite in {OVERFLOWS} steps in a row, the last of "
-                f"them step {step}: no weight has moved since"
-            )
+            raise _untrained(f"{OVERFLOWS} steps in a row, the last of them step {step}")
 
 
 def _number(value: Any) -> float:
@@ -101,12 +96,12 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _untrained(message: str) -> StageError:
+def _untrained(steps: str) -> StageError:
     return StageError(
         ExitCode.NON_FINITE_LOSS,
         Problem(
             code="non-finite-gradients",
-            message=message,
+            message=f"gradients in fp16 were not finite in {steps}: no weight has moved in them",
             fix="set training.precision to bf16 where the accelerator has it, else to fp32, or "
             "lower training.learningRate",
             field="spec.training.precision",
