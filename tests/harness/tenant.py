@@ -271,8 +271,14 @@ class Tenant:
             ("get", "ftjob", "-o", "wide"),
             ("get", "pods,pvc,jobs", "-o", "wide"),
             ("get", "events", "--sort-by=.lastTimestamp"),
+            ("get", "nodes", "-o", "custom-columns=NODE:.metadata.name,TAINTS:.spec.taints[*].key"),
         ]
         parts = [self.kubectl(*words, check=False).stdout[-6000:] for words in asked]
+        log = self.cluster.folder / "kube-controller-manager.log"
+        if log.is_file():  # who is evicted, and why nobody is
+            lines = log.read_text(errors="replace").splitlines()
+            told = [line for line in lines if "node_lifecycle" in line or "taint_eviction" in line]
+            parts.append("\n".join(line[:240] for line in told[-20:]))
         return "\n".join(parts)
 
 
