@@ -36,7 +36,7 @@ def test_devices_and_pages(resources: dict[str, Any]) -> None:
             (
                 f"{PLACE}.foo",
                 "wrong-format",
-                "write the name of a device, such as rdma/hca, or hugepages-2Mi",
+                "write the name of a device, such as rdma/hca, hugepages-2Mi, or ephemeral-storage",
             ),
         ),
         (
@@ -44,7 +44,7 @@ def test_devices_and_pages(resources: dict[str, Any]) -> None:
             (
                 f"{PLACE}.cpu",
                 "wrong-format",
-                "write the name of a device, such as rdma/hca, or hugepages-2Mi",
+                "write the name of a device, such as rdma/hca, hugepages-2Mi, or ephemeral-storage",
             ),
         ),
         (
