@@ -82,6 +82,24 @@ def make_config(
     )
 
 
+def one_step(model_path: str) -> Choices:
+    """Return what a preparation chose for one sequence and one step on a model that is there."""
+    digest = "sha256:" + "0" * 64
+    return Choices(
+        fingerprint=digest,
+        model_path=model_path,
+        model_digest=digest,
+        tokenizer_digest=digest,
+        train_sequences=1,
+        packing=False,
+        global_batch_size=1,
+        micro_batch_size=1,
+        micro_batch_chosen=True,
+        steps_per_epoch=1,
+        total_steps=1,
+    )
+
+
 def write_config(config: StageConfig, path: Path) -> Path:
     """Write the configuration as the trainer reads it; returns ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,26 +14,13 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.problem import Problem
-from finetune_api.resolved import Choices, StageConfig
+from finetune_api.resolved import StageConfig
 from finetune_trainer.memory import host, verdict
 from harness.chat_rows import chats, prepared, refused
-from harness.stage_config import make_config, merged, write_config
+from harness.stage_config import make_config, merged, one_step, write_config
 from harness.tiny_model import make_tiny_model
 
-NONE = "sha256:" + "0" * 64
-CHOICES = Choices(
-    fingerprint=NONE,
-    model_path="model/m",
-    model_digest=NONE,
-    tokenizer_digest=NONE,
-    train_sequences=1,
-    packing=False,
-    global_batch_size=1,
-    micro_batch_size=1,
-    micro_batch_chosen=True,
-    steps_per_epoch=1,
-    total_steps=1,
-)
+CHOICES = one_step("model/m")
 FULL = {"lora": None, "full": {}}
 EIGHT = {"accelerator": {"device": "cuda", "perNode": 8}, "processesPerNode": 8}
 PARAMETERS = 8_030_261_248

@@ -12,17 +12,16 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.job import JobSpec
-from finetune_api.resolved import Choices, StageConfig
+from finetune_api.resolved import StageConfig
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import disk, estimate, trace, verdict
 from finetune_trainer.memory.estimate import Estimate, Evaluated, Held
 from finetune_trainer.methods import Counts
 from harness.chat_rows import chat, chats, prepared
-from harness.stage_config import SPEC, make_config, merged, write_rows
+from harness.stage_config import SPEC, make_config, merged, one_step, write_rows
 from harness.tiny_model import make_tiny_model
 
 GIB = 1 << 30
-NONE = "sha256:" + "0" * 64
 
 
 def spec(**changes: Any) -> JobSpec:
@@ -34,19 +33,7 @@ def config_of(root: Path, model: dict[str, Any], **changes: Any) -> StageConfig:
     folder = root / "workspace" / "model" / "m"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(model))
-    choices = Choices(
-        fingerprint=NONE,
-        model_path="model/m",
-        model_digest=NONE,
-        tokenizer_digest=NONE,
-        train_sequences=1,
-        packing=False,
-        global_batch_size=1,
-        micro_batch_size=1,
-        micro_batch_chosen=True,
-        steps_per_epoch=1,
-        total_steps=1,
-    )
+    choices = one_step("model/m")
     return make_config(root, "train", changes, choices=choices)
 
 

@@ -75,19 +75,18 @@ def test_a_line_after_one_that_was_cut_short_begins_anew(tmp_path: Path) -> None
     assert path.read_text() == '{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n'
 
 
+def reporter_of(layout: Layout) -> Reporter:
+    """Return the reporter of a first attempt that has no checkpoint yet."""
+    begun = Progress(job_uid="u", attempt=1, claim=1)
+    return Reporter(begun, layout, Gang(), Clock(0.0), Meter(), newest=lambda: None)
+
+
 def test_an_infinite_gradient_norm_hides_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The loss scaler of fp16 meets one in its first steps; JSON knows no infinity."""
     layout = Layout(tmp_path)
-    reporter = Reporter(
-        Progress(job_uid="u", attempt=1, claim=1),
-        layout,
-        Gang(),
-        Clock(0.0),
-        Meter(),
-        newest=lambda: None,
-    )
+    reporter = reporter_of(layout)
     state = type("State", (), {"global_step": 1, "max_steps": 6, "epoch": 0.25})()
     reporter.on_log(None, state, None, {"loss": 6.5, "learning_rate": 1e-4, "grad_norm": math.inf})
     told = Progress.model_validate_json(layout.progress.read_bytes())
@@ -109,14 +108,7 @@ def test_progress_that_cannot_be_written_ends_nothing(
     layout = Layout(tmp_path)
     reports = layout.progress.parent
     reports.write_text("a file where the folder belongs")
-    reporter = Reporter(
-        Progress(job_uid="u", attempt=1, claim=1),
-        layout,
-        Gang(),
-        Clock(0.0),
-        Meter(),
-        newest=lambda: None,
-    )
+    reporter = reporter_of(layout)
     state = type("State", (), {"global_step": 1, "max_steps": 6, "epoch": 0.25})()
     with reporter.phase("saving"):
         reporter.update(step=1)

@@ -14,14 +14,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from finetune_api.names import Layout
-from finetune_api.resolved import Choices, StageConfig
+from finetune_api.resolved import StageConfig
 from finetune_trainer import model, trainer_class
 from finetune_trainer.checkpoint import save, trained, verify
 from finetune_trainer.errors import StageError, ending_of
 from finetune_trainer.export import merge
 from harness.prepared_job import prepared_job, train_here, with_attempt
 from harness.prepared_job import values as metric
-from harness.stage_config import make_config, merged
+from harness.stage_config import make_config, merged, one_step
 
 FULL: dict[str, Any] = {"method": {"lora": None, "full": {}}}
 SMALL = {
@@ -67,26 +67,11 @@ def base(root: Path, kind: str, values: dict[str, Any] | None = None, **spec: An
     (folder / "config.json").write_text(json.dumps({"model_type": kind, **(values or {})}))
     spec = {"model": {"uri": f"pvc://models/{kind}", "attention": "eager"}, **spec}
     lora = {"method": {"lora": {"dropout": 0.0}}}
-    config = make_config(root, "train", merged(lora, spec), choices=choices(kind))
+    config = make_config(
+        root, "train", merged(lora, spec), choices=one_step(f"pvc://models/{kind}")
+    )
     model.tiny(config).save_pretrained(folder)
     return config
-
-
-def choices(kind: str) -> Choices:
-    digest = "sha256:" + "1" * 64
-    return Choices(
-        fingerprint=digest,
-        model_path=f"pvc://models/{kind}",
-        model_digest=digest,
-        tokenizer_digest=digest,
-        train_sequences=1,
-        packing=False,
-        global_batch_size=1,
-        micro_batch_size=1,
-        micro_batch_chosen=True,
-        steps_per_epoch=1,
-        total_steps=1,
-    )
 
 
 def altered(config: StageConfig) -> Any:
