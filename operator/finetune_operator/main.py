@@ -121,7 +121,8 @@ class Operator:
                 task.cancel()
             await asyncio.wait({end, *parts}, timeout=END)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.worker.recorder.flush(), 2.0)
+                async with asyncio.timeout(2.0):
+                    await self.worker.recorder.flush()
             await self.puller.close()
             await self.kube.close()
             await server.cleanup()
@@ -244,7 +245,8 @@ class Operator:
             wait = wait if done else min(AGAIN, wait)
             wait *= random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.list_now.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self.list_now.wait()
                 self.jobs.anew()
             self.list_now.clear()
 

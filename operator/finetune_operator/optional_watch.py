@@ -67,7 +67,8 @@ class OptionalWatch:
         try:
             while not run.ended.is_set() and await self._served(True):
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(run.ended.wait(), self._pause())
+                    async with asyncio.timeout(self._pause()):
+                        await run.ended.wait()
         finally:
             await run.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import time
 from collections.abc import Callable, Container, Iterable
@@ -214,10 +215,9 @@ class Queue:
                 return key
             self._changed.clear()
             wait = self._schedule.wait(self._clock())
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
 
     def done(self, key: Key) -> None:
         """Say that the look is over."""

@@ -30,21 +30,25 @@ class Discovery:
         return answer
 
 
+def watch_of(discovery, *, changed=lambda: None, every=0.02):
+    return OptionalWatch(
+        kube=discovery,
+        resource=PYTORCH_JOBS,
+        registry=kopf.OperatorRegistry,
+        settings=kopf.OperatorSettings,
+        namespaces=("team",),
+        changed=changed,
+        every=every,
+    )
+
+
 def play(monkeypatch, discovery, library, *, seconds=0.3):
     """Run the watch for a while; returns how often the kind came or went."""
     changes = []
 
     async def run():
         monkeypatch.setattr(optional_watch.kopf, "operator", library)
-        watch = OptionalWatch(
-            kube=discovery,
-            resource=PYTORCH_JOBS,
-            registry=kopf.OperatorRegistry,
-            settings=kopf.OperatorSettings,
-            namespaces=("team",),
-            changed=lambda: changes.append(discovery.asked),
-            every=0.02,
-        )
+        watch = watch_of(discovery, changed=lambda: changes.append(discovery.asked))
         task = asyncio.create_task(watch.run())
         bystander = asyncio.create_task(asyncio.sleep(seconds, "not cancelled"))
         assert await bystander == "not cancelled"
@@ -95,6 +99,28 @@ def test_a_watch_that_ends_by_no_ordinary_error_begins_again_too(monkeypatch, ho
 
     assert play(monkeypatch, Discovery(True), library) == 0
     assert 2 <= len(began) <= 20
+
+
+def test_it_can_be_ended_while_its_watch_ends(monkeypatch):
+    finish = threading.Event()
+
+    async def library(*, stop_flag, **_):
+        del stop_flag
+        finish.wait()
+
+    async def run():
+        monkeypatch.setattr(optional_watch.kopf, "operator", library)
+        task = asyncio.create_task(watch_of(Discovery(True), every=60).run())
+        await asyncio.sleep(0.05)
+        (thread,) = (one for one in threading.enumerate() if one.name == "watch of pytorchjobs")
+        finish.set()
+        thread.join()
+        # Now its end is told to this loop; right after it, the task is told to end.
+        asyncio.get_running_loop().call_soon(task.cancel)
+        done, _ = await asyncio.wait({task}, timeout=5)
+        return [one.cancelled() for one in done]
+
+    assert asyncio.run(run()) == [True]
 
 
 def test_settings_that_cannot_be_made_end_no_watch_for_ever(monkeypatch):

@@ -157,3 +157,17 @@ def test_workers_share_it_and_none_waits_for_nothing():
     looked, keys = asyncio.run(asyncio.wait_for(run(), 10))
     assert sorted(looked[:50]) == sorted(keys)
     assert looked[50] == A
+
+
+def test_one_that_is_told_to_end_while_a_key_comes_ends():
+    async def run():
+        queue = Queue(Schedule())
+        queue.add(B, 60.0)
+        waiting = asyncio.create_task(queue.take())
+        await asyncio.sleep(0.01)
+        queue.add(A, 50.0)
+        waiting.cancel()
+        done, _ = await asyncio.wait({waiting}, timeout=5)
+        return [task.cancelled() for task in done]
+
+    assert asyncio.run(run()) == [True]
