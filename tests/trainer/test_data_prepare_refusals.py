@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer import fetch
@@ -57,6 +58,21 @@ def test_rows_that_change_after_they_were_checked(root, monkeypatch, module, nam
     code, report = refused(root, chats(60), {"dataset": {"validation": {"fraction": 0.1}}})
     assert (code, [p.code for p in report.problems]) == (ExitCode.INVALID_DATA, ["data-changed"])
     assert report.problems[0].message == "a data file changed after its rows were checked"
+
+
+def test_a_model_that_lacks_a_weight_is_refused_before_a_row_is_tokenised(root):
+    file = root / "volumes" / "models" / "tiny" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.norm.weight"]
+    file.unlink()  # other tests have a link to it
+    save_file(tensors, file, metadata={"format": "pt"})
+    code, report = refused(root, chats(3))
+    assert (code, report.problems[0].code) == (
+        ExitCode.MODEL_UNAVAILABLE,
+        "model-weights-incomplete",
+    )
+    assert "it has no model.norm.weight" in report.problems[0].message
+    assert not (root / "workspace" / "prepared").exists()
 
 
 def test_target_modules_that_match_nothing(root):

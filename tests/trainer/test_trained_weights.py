@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune_api.names import Layout
 from finetune_api.resolved import StageConfig
-from finetune_trainer import model, trainer_class
+from finetune_trainer import base_weights, model, trainer_class
 from finetune_trainer.checkpoint import save, trained, verify
 from finetune_trainer.errors import StageError, ending_of
 from finetune_trainer.export import merge
@@ -104,6 +104,7 @@ def assert_equal(found: Any, wanted: Any) -> None:
 def test_every_architecture_comes_back_bit_by_bit(kind: str, tmp_path: Path) -> None:
     precision = "pureBf16" if kind in ("gpt_neox", "mixtral", "llama") else "bf16"
     config = base(tmp_path, kind, VALUES.get(kind), training={"precision": precision}, **FULL)
+    base_weights.check(config)
     network = altered(config)
     folder = written(network, tmp_path / "checkpoint")
     names = load_file(folder / "model.safetensors").keys()
@@ -187,6 +188,39 @@ def test_a_missing_weight_ends_the_attempt(
     with pytest.raises(StageError) as caught:  # nor is it published
         merge.load_trained(config, folder, torch.float32)
     assert caught.value.problems[0] == problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "to", "said"),
+    [
+        ("llama", "model.norm.weight", None, "it has no model.norm.weight"),
+        ("llama", "model.norm.weight", "norm.w", "it has no model.norm.weight"),
+        ("gpt_neox", "embed_out.weight", None, "it has no lm_head.weight"),
+        (
+            "qwen3_moe",
+            "model.layers.0.mlp.experts.3.down_proj.weight",
+            None,
+            "its model.layers.0.mlp.experts.down_proj is [3, 64, 32], and config.json makes it"
+            " [4, 64, 32]",
+        ),
+    ],
+)
+def test_a_base_that_lacks_a_weight_is_refused_before_it_is_loaded(
+    kind: str, name: str, to: str | None, said: str, tmp_path: Path
+) -> None:
+    config = base(tmp_path, kind)
+    change(tmp_path / "volumes" / "models" / kind / "model.safetensors", name, to)
+    with pytest.raises(StageError) as caught:
+        base_weights.check(config)
+    assert caught.value.exit_code == 16
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.field) == ("model-weights-incomplete", "spec.model.uri")
+    message = f"pvc://models/{kind} is not the model of its config.json: {said}"
+    assert problem.message == message
+    if said.startswith("it has no"):  # nor is one loaded whose code is its own
+        with pytest.raises(StageError) as caught:
+            model.load_model(config)
+        assert caught.value.problems == (problem,)
 
 
 def test_a_weight_that_the_model_has_no_place_for_ends_the_attempt(tmp_path: Path) -> None:

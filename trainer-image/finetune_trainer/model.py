@@ -16,6 +16,7 @@ from finetune_api.resolved import StageConfig
 from finetune_trainer import fetch
 from finetune_trainer.errors import StageError
 from finetune_trainer.hub import unavailable
+from finetune_trainer.weights import check_loaded
 
 if TYPE_CHECKING:
     import torch
@@ -177,9 +178,10 @@ def load_model(config: StageConfig, *, device: str = "cpu") -> PreTrainedModel:
     """Return the base model, ready for ``methods.apply``.
 
     Under ZeRO-3 the caller keeps an ``HfDeepSpeedConfig`` alive, so that weights are divided while
-    they are loaded, and leaves ``device`` alone.
+    they are loaded, and leaves ``device`` alone. Raises ``StageError`` (16) when weights are missing.
     """
-    model, _ = read(config, model_folder(config))
+    model, told = read(config, model_folder(config))
+    check_loaded(config.job.spec.model.uri, told)
     return model if device == "cpu" else model.to(device)
 
 

@@ -119,11 +119,12 @@ def _prepare(config: StageConfig, found: dict[str, Any]) -> None:
 
     ``found`` gets the fields of the report as they become known.
     """
-    from finetune_trainer import fetch, methods, publish
+    from finetune_trainer import base_weights, fetch, methods, publish
 
     spec = config.job.spec
     rows = read_dataset(config)
     model = fetch.materialise(config)
+    base_weights.check(config)
     unmatched = methods.check_targets(config) or publish.check_output(config)
     if unmatched:
         raise StageError(ExitCode.INVALID_CONFIG, *unmatched)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.hub import CONVERT, unavailable
@@ -11,6 +13,8 @@ from finetune_trainer.hub import CONVERT, unavailable
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_NAMED = 3
+"""Weights that a message names; of more it says how many."""
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that git-lfs has left in the place of the real one."""
 
@@ -120,18 +124,59 @@ def _indexed(index: Path) -> list[str]:
     return sorted(set(entries.values()))
 
 
-def _complete(path: Path) -> bool:
-    """Return whether a safetensors file is as long as its own header says."""
+def header(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what a safetensors file says of its weights, by name: ``shape``, ``dtype`` and place.
+
+    Raises ``ValueError`` when it is not as long as that says, or says nothing.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 0 < length <= size - 8:
-            return False
-        try:
-            header = json.loads(stream.read(length))
-            end = max(
-                (v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return False
-    return size == 8 + length + int(end)
+            raise ValueError("no header")
+        entries = json.loads(stream.read(length))
+    try:
+        found = {name: dict(entry) for name, entry in entries.items() if name != "__metadata__"}
+        end = max((int(entry["data_offsets"][1]) for entry in found.values()), default=0)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError("no header of safetensors") from error
+    if size != 8 + length + end:
+        raise ValueError("cut short")
+    return found
+
+
+def check_loaded(uri: str, told: Mapping[str, Any]) -> None:
+    """Raise ``StageError`` (16) by what the library says of the names of weights that it loaded.
+
+    It gives a weight that it does not find random values. What it has no place for does no harm.
+    """
+    for name, found, wanted in sorted(told["mismatched_keys"]):
+        raise _not_whole(
+            uri, f"its {name} is {list(found)}, and config.json makes it {list(wanted)}"
+        )
+    if told["missing_keys"]:
+        raise _not_whole(uri, f"it has no {listed(told['missing_keys'])}")
+
+
+def _not_whole(uri: str, what: str) -> StageError:
+    return unavailable(
+        "model-weights-incomplete",
+        f"{uri} is not the model of its config.json: {what}",
+        "copy the model again, all of its files: its weights and its config.json belong together",
+    )
+
+
+def listed(names: Collection[str]) -> str:
+    """Return the first names, and how many more there are."""
+    first = sorted(names)[:_NAMED]
+    more = len(names) - len(first)
+    return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def _complete(path: Path) -> bool:
+    """Return whether a safetensors file is as long as its own header says."""
+    try:
+        header(path)
+    except ValueError:
+        return False
+    return True

@@ -19,9 +19,8 @@ from finetune_api.problem import Problem
 from finetune_api.resolved import StageConfig
 from finetune_trainer import methods, model
 from finetune_trainer.errors import StageError, ending_of
+from finetune_trainer.weights import listed
 
-NAMED = 3
-"""So many weights are named in a message; the others are counted."""
 _MISFITS = (
     "Error(s) in loading state_dict",
     "size mismatch",
@@ -104,9 +103,9 @@ def check_read(folder: Path, told: dict[str, Any]) -> None:
 def check(folder: Path, missing: Collection[str], unexpected: Collection[str]) -> None:
     """Raise ``StageError`` (15) for weights that a checkpoint lacks, or that nothing has a place for."""
     if missing:
-        raise _unusable(folder, f"it has no {_some(missing)}")
+        raise _unusable(folder, f"it has no {listed(missing)}")
     if unexpected:
-        raise _unusable(folder, f"the model has no {_some(unexpected)}, and it has")
+        raise _unusable(folder, f"the model has no {listed(unexpected)}, and it has")
 
 
 def _check_trained(folder: Path, network: Any, keys: Any) -> None:
@@ -121,12 +120,6 @@ def _untouched(network: Any, missing: set[str]) -> list[str]:
         if parameter.requires_grad:
             names.setdefault(id(parameter), []).append(name)
     return [held[0] for held in names.values() if missing.issuperset(held)]
-
-
-def _some(names: Collection[str]) -> str:
-    first = sorted(names)[:NAMED]
-    more = len(names) - len(first)
-    return ", ".join(first) + (f" and {more} more" if more else "")
 
 
 def _unusable(folder: Path, what: str) -> StageError:
