@@ -85,12 +85,10 @@ def test_a_container_that_uses_too_much_memory_fails_its_job(tenant, hungry, kub
 
 
 def test_a_pod_is_evicted_and_a_pod_is_deleted(tenant, kubeflow, plain):
-    take = {
-        "kubeflow": lambda before: evict(tenant, before.names[1]),
-        "plain": lambda before: delete(tenant, before.names[0]),
-    }
     jobs = (kubeflow, plain)
-    before = all_train(jobs, then=lambda job, found: take[job.name](found))
+    before = all_train(jobs)
+    evict(tenant, before["kubeflow"].names[1])
+    delete(tenant, before["plain"].names[0])
     after = all_go_on([End(job, before[job.name], TOLD, together=True) for job in jobs])
     assert "EvictionByEvictionAPI" in after["kubeflow"]["lastFailure"]["message"]
     assert after["plain"]["lastFailure"]["exitCode"] == 143
@@ -100,17 +98,12 @@ def test_a_pod_is_evicted_and_a_pod_is_deleted(tenant, kubeflow, plain):
 def test_training_operator_is_killed_and_a_pod_is_deleted_by_force(
     cluster, tenant, kubeflow, plain
 ):
-    def without_its_controller(before):
-        cluster.stop_training_operator()
-        delete(tenant, before.names[0])
-        time.sleep(5)
-        cluster.start_training_operator()
-
-    take = {
-        "kubeflow": without_its_controller,
-        "plain": lambda before: delete(tenant, before.names[1], "--grace-period=0", "--force"),
-    }
-    before = all_train((plain, kubeflow), then=lambda job, found: take[job.name](found))
+    before = all_train((plain, kubeflow))
+    delete(tenant, before["plain"].names[1], "--grace-period=0", "--force")
+    cluster.stop_training_operator()
+    delete(tenant, before["kubeflow"].names[0])
+    time.sleep(5)
+    cluster.start_training_operator()
     # Nobody told kubeflow's other pod: it heard of the signal from the rank that was told.
     after = all_go_on(
         [

@@ -4,17 +4,14 @@ The processes of the first gang stand still while the node is away, as on a mach
 and go on while the second gang owns the job's folder: they find its claim and change nothing.
 """
 
-import os
-import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
 
 from harness.checkpoint_folders import contents
-from harness.disturbed import ONCE, Before, Disturbed
+from harness.disturbed import ONCE, Before, Disturbed, all_held
 from harness.stage_config import merged
-from harness.tenant import processes_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -31,14 +28,6 @@ class Parted:
     """Closed, the processes of the first gang go on."""
 
 
-def let_go_on(processes):
-    for process in processes:
-        try:
-            os.kill(process, signal.SIGCONT)
-        except ProcessLookupError:
-            continue
-
-
 @pytest.fixture(scope="session")
 def parted(cluster, tenant, twin, short_twin):
     """Until the node is let come back, tests run that need none."""
@@ -47,12 +36,8 @@ def parted(cluster, tenant, twin, short_twin):
     grace = {"checkpoint": {"gracePeriodSeconds": 10}}
     tenant.start("parted", merged(ONCE, {"backend": "PyTorchJob", **grace}))
     job = Disturbed(tenant, "parted")
-    before = job.trains()
     with ExitStack() as pods, ExitStack() as node:  # whatever happens both are closed
-        stopped = [process for pod in before.pods for process in processes_of(pod)]
-        pods.callback(let_go_on, stopped)
-        for process in reversed(stopped):  # the newest first
-            os.kill(process, signal.SIGSTOP)
+        before = all_held([job], pods)[job.name]
         node.callback(cluster.start_kubelet)
         cluster.stop_kubelet()
         yield Parted(job, before, node, pods)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from harness.paused import let_go_on, pause
 from harness.stage_config import merged
 from harness.tenant import Kept, Tenant
 
@@ -17,8 +19,8 @@ SPEC: dict[str, Any] = {
     "resources": {"nodes": 2, "accelerator": {"device": "cpu", "perNode": 2}},
     "checkpoint": {"everySteps": EVERY, "gracePeriodSeconds": 20, "keep": 100},
 }
-"""Enough steps to be disturbed six times in the middle of training, however fast the machine is, and
-every checkpoint is kept, so that a look at one is never too late."""
+"""Enough steps to be disturbed five times, and to train on while the operator is upgraded. Every
+checkpoint is kept, so that a look at one is never too late."""
 ONCE = merged(SPEC, {"training": {"maxSteps": 160}})
 """Enough to be disturbed once."""
 UNFINISHED = "no manifest.json"
@@ -63,7 +65,11 @@ class Disturbed:
         return self.tenant.kept(self.name)
 
     def in_training(self) -> Before | None:
-        """Return the job as it trains beyond a checkpoint of this attempt; None until then."""
+        """Return the job as it trains beyond a checkpoint of this attempt; None until then.
+
+        Steps before the next checkpoint are left, so that it is still the newest when something is
+        done with what was seen.
+        """
         status = self.tenant.status(self.name)
         assert not status.get("outcome"), (
             f"{self.name} ended at attempt {status['attempt']} before it was disturbed:"
@@ -77,12 +83,23 @@ class Disturbed:
             return None
         if not saved.get("path", "").startswith(f"checkpoints/{self.attempt}/"):
             return None
-        if progress["step"] < saved["step"] + 3:
+        if not 3 <= progress["step"] - saved["step"] <= EVERY // 2:
             return None
         pods = self.tenant.running(self.name)
         if len(pods) != 2:
             return None
         return Before(tuple(pods), status["child"]["name"], progress["step"], saved["step"])
+
+    def held(self) -> tuple[Before, list[int]] | None:
+        """Return the job in training, and its processes, which stand still; None until then."""
+        before = self.in_training()
+        if before is None:
+            return None
+        processes = pause(before.pods)
+        if self.kept.saved()[-1] == f"{self.attempt}/step-{before.checkpoint}":
+            return before, processes
+        let_go_on(processes)  # it has saved again meanwhile
+        return None
 
     def trains(self, timeout: float = 400.0) -> Before:
         """Wait until it trains beyond a checkpoint of this attempt."""
@@ -148,22 +165,27 @@ class End:
     """Whether all ranks were told, and so had to save the same step."""
 
 
-def all_train(
-    jobs: Sequence[Disturbed],
-    timeout: float = 400.0,
-    then: Callable[[Disturbed, Before], None] = lambda job, before: None,
-) -> dict[str, Before]:
-    """Wait until all train beyond a checkpoint of this attempt, and ``then`` disturb each at once.
+def all_train(jobs: Sequence[Disturbed], timeout: float = 400.0) -> dict[str, Before]:
+    """Wait until all train beyond a checkpoint of this attempt; returns how each was, by name."""
+    with ExitStack() as held:
+        return all_held(jobs, held, timeout)
 
-    Returns how each was, by name. None waits for another: it might end meanwhile.
+
+def all_held(
+    jobs: Sequence[Disturbed], held: ExitStack, timeout: float = 400.0
+) -> dict[str, Before]:
+    """Wait as ``all_train`` does; all stand still until ``held`` is closed.
+
+    Those that are there first stand still until the last one is: else they would come to their end
+    meanwhile, or not, by how fast the machine is.
     """
     found: dict[str, Before] = {}
 
     def look() -> bool:
         for job in jobs:
-            if job.name not in found and (before := job.in_training()):
-                then(job, before)
-                found[job.name] = before
+            if job.name not in found and (seen := job.held()):
+                found[job.name], processes = seen
+                held.callback(let_go_on, processes)
         return len(found) == len(jobs)
 
     names = " and ".join(f"{job.name} (attempt {job.attempt})" for job in jobs)
