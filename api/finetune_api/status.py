@@ -213,7 +213,8 @@ class Ledger(Document):
 class JobStatus(Ledger):
     """``status`` of a FineTuneJob: the ledger and what is derived from it.
 
-    Each part is bounded, and with them the whole: 70 kB of ASCII where every part is full.
+    Each part is bounded. Where all of them are full the operator cuts texts until the whole has
+    16 kB.
     """
 
     phase: Phase | None = None

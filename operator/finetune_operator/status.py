@@ -26,6 +26,7 @@ from finetune_api.status import (
 from finetune_operator.observed import Observed
 from finetune_operator.plan.attempt import micro_batch
 from finetune_operator.plan.situation import Situation, text_of
+from finetune_operator.status_size import within
 from finetune_operator.steps import Step, Stop, Wait
 
 
@@ -47,7 +48,7 @@ def derive(
     now: datetime,
     previous: JobStatus | None = None,
 ) -> JobStatus:
-    """Return the status of a job; the ledger is taken over unchanged.
+    """Return the status of a job; the ledger is taken over, its texts cut where all is too large.
 
     ``previous`` gives the times of conditions that have not changed, and what cannot be seen any
     more (the report of a preparation whose folder is out of reach).
@@ -59,7 +60,7 @@ def derive(
     dated = _dated(conditions(s, step), before, observed.live.generation, text_of(now))
     progress = _progress(s, before)
     facts = {name: getattr(ledger, name) for name in Ledger.model_fields}
-    return JobStatus(
+    status = JobStatus(
         **facts,
         phase=phase(s),
         summary=_summary(s, dated, progress),
@@ -75,6 +76,7 @@ def derive(
         chosen=_chosen(s) or before.chosen,
         output=_output(s) or before.output,
     )
+    return within(status)
 
 
 def _placed(s: Situation, step: Step) -> Step:
