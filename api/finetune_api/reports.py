@@ -147,6 +147,8 @@ class TerminationReport(Document):
     message: Annotated[str, Field(max_length=512)] = ""
     problems: Annotated[tuple[Problem, ...], Field(max_length=3)] = ()
     step: Count = 0
+    loss: float | None = None
+    """Of the last step that was logged."""
     checkpoint: CheckpointRef | None = None
     """The newest verified checkpoint that this process knows of."""
     resumed_from: CheckpointRef | None = None

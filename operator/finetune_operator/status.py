@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from finetune_api.quantity import format_bytes, format_duration
+from finetune_api.quantity import format_bytes
 from finetune_api.reports import PrepareReport
 from finetune_api.resolved import Chosen, ResolvedJob
 from finetune_api.status import (
     Condition,
     ConditionType,
     DatasetStatus,
-    JobProgress,
     JobStatus,
     Ledger,
     MemoryStatus,
@@ -21,8 +20,8 @@ from finetune_api.status import (
     Phase,
     ResolvedRef,
     Resume,
-    Summary,
 )
+from finetune_operator.columns import progress, summary
 from finetune_operator.observed import Observed
 from finetune_operator.plan.attempt import micro_batch
 from finetune_operator.plan.situation import Situation, text_of
@@ -58,19 +57,19 @@ def derive(
     before = previous or JobStatus()
     child = s.child
     dated = _dated(conditions(s, step), before, observed.live.generation, text_of(now))
-    progress = _progress(s, before)
+    heard = progress(s, before)
     facts = {name: getattr(ledger, name) for name in Ledger.model_fields}
     status = JobStatus(
         **facts,
         phase=phase(s),
-        summary=_summary(s, dated, progress),
+        summary=summary(s, phase(s), dated, heard),
         observed_generation=observed.live.generation,
         conditions=dated,
         resolved=before.resolved or ResolvedRef(digest=job.digest),
         trainer_image=job.trainer_image[:512],
         backend=observed.kinds.train,
         trainer_status=child.platform_status[:64] if child else before.trainer_status,
-        progress=progress,
+        progress=heard,
         dataset=_dataset(observed.report) or before.dataset,
         memory=_memory(s, before.memory),
         chosen=_chosen(s) or before.chosen,
@@ -268,76 +267,6 @@ def _data_message(report: PrepareReport | None) -> str:
         if memory.available_bytes:
             text += f" of {format_bytes(memory.available_bytes)}"
     return text
-
-
-def _progress(s: Situation, before: JobStatus) -> JobProgress | None:
-    seen = s.observed.progress
-    if seen is None or seen.job_uid != s.job.uid or not 1 <= s.ledger.attempt == seen.attempt:
-        return before.progress
-    return JobProgress(
-        step=seen.step,
-        total_steps=seen.total_steps,
-        epoch=seen.epoch,
-        loss=seen.loss,
-        tokens_per_second=seen.tokens_per_second,
-        eta_seconds=seen.eta_seconds,
-    )
-
-
-_SAYS_NO_MORE = ("Pending", "Starting", "Training", "Trained")
-_EXPLAINED_BY: dict[Phase, ConditionType] = {
-    "Pending": "Prepared",
-    "Preparing": "Prepared",
-    "Starting": "Running",
-    "Publishing": "Running",
-    "Queued": "Queued",
-    "Recovering": "Recovering",
-    "Suspended": "Suspended",
-    "Failed": "Failed",
-}
-"""The condition whose reason says more than the phase does."""
-_MAY_BACK_OFF: tuple[Phase, ...] = ("Pending", "Preparing", "Publishing")
-"""Stages that are tried again without a phase of their own for it."""
-
-
-def _reason(now: Phase, dated: tuple[Condition, ...]) -> str:
-    """Return what says more than the phase does; empty where the phase says it all."""
-    by_type = {condition.type: condition for condition in dated}
-    said: list[Condition | None] = []
-    if now in _EXPLAINED_BY:
-        said.append(by_type.get(_EXPLAINED_BY[now]))
-    again = by_type.get("Recovering")
-    if now in _MAY_BACK_OFF and again is not None and again.status == "True":
-        said.append(again)
-    found = (one.reason for one in said if one is not None and one.reason not in _SAYS_NO_MORE)
-    return next(found, "")
-
-
-def _summary(s: Situation, dated: tuple[Condition, ...], progress: JobProgress | None) -> Summary:
-    """Return the words of the columns; a phase that explains itself has no reason."""
-    now, spec = phase(s), s.job.spec
-    done, loss, eta = "", "", ""
-    if progress is not None and progress.total_steps:
-        done = f"{min(100, 100 * progress.step // progress.total_steps)}%"
-        loss = f"{progress.loss:.3f}"[:32] if progress.loss is not None else ""
-        if now == "Running" and progress.eta_seconds is not None:
-            eta = format_duration(progress.eta_seconds)[:32]
-    if s.ledger.trained:
-        done = "100%"  # whatever was heard last, and where training was stopped early too
-    child, gpus = s.alive, None
-    if s.stage == "train" and child is not None and child.active_since is not None:
-        gpus = spec.resources.nodes * spec.resources.accelerator.per_node or None
-    methods = [name for name in type(spec.method).model_fields if getattr(spec.method, name)]
-    return Summary(
-        reason=_reason(now, dated),
-        progress=done,
-        loss=loss,
-        eta=eta,
-        gpus=gpus,
-        restarts=max(0, s.ledger.attempt - 1 - s.ledger.suspensions) or None,
-        model=spec.model.uri.rstrip("/").rpartition("/")[2][:256],
-        method=methods[0] if methods else "",
-    )
 
 
 def _dataset(report: PrepareReport | None) -> DatasetStatus | None:

@@ -196,18 +196,22 @@ def all_held(
 def all_go_on(ends: Sequence[End], timeout: float = 400.0) -> dict[str, dict[str, Any]]:
     """Wait for the claims of the next attempts and check them; returns each status by name.
 
-    Everything is read as soon as the job's claim is there, whatever the other one waits for.
+    Everything is read as soon as the job's claim is there, whatever the other one waits for; and
+    who has its claim stands still until the others have theirs, as in ``all_held``.
     """
     found: dict[str, After] = {}
+    with ExitStack() as held:
 
-    def look() -> bool:
-        for end in ends:
-            if end.job.name not in found and (after := end.job.next_claim()):
-                found[end.job.name] = after
-        return len(found) == len(ends)
+        def look() -> bool:
+            for end in ends:
+                name = end.job.name
+                if name not in found and (after := end.job.next_claim()):
+                    held.callback(let_go_on, pause(end.job.tenant.running(name)))
+                    found[name] = after
+            return len(found) == len(ends)
 
-    names = " and ".join(f"attempt {end.job.attempt + 1} of {end.job.name}" for end in ends)
-    ends[0].job.tenant.wait(look, f"the claim of {names} is there", timeout)
+        names = " and ".join(f"attempt {end.job.attempt + 1} of {end.job.name}" for end in ends)
+        ends[0].job.tenant.wait(look, f"the claim of {names} is there", timeout)
     for end in ends:
         end.job.check(end, found[end.job.name])
     return {name: after.status for name, after in found.items()}

@@ -13,15 +13,18 @@ from harness.tenant import processes_of
 def pause(pods: Iterable[Mapping[str, Any]]) -> list[int]:
     """Stop all processes of the pods, the newest of each first; returns them."""
     processes = [process for pod in pods for process in reversed(processes_of(pod))]
-    for process in processes:
-        os.kill(process, signal.SIGSTOP)
+    _tell(processes, signal.SIGSTOP)
     return processes
 
 
 def let_go_on(processes: Iterable[int]) -> None:
-    """Let them go on that are still there."""
+    """Let them go on."""
+    _tell(processes, signal.SIGCONT)
+
+
+def _tell(processes: Iterable[int], what: signal.Signals) -> None:
     for process in processes:
         try:
-            os.kill(process, signal.SIGCONT)
-        except ProcessLookupError:
+            os.kill(process, what)
+        except ProcessLookupError:  # it has ended
             continue

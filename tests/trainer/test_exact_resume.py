@@ -63,6 +63,8 @@ def assert_same(job: Job, undisturbed: Job, resumed_from: int) -> None:
     evaluation = undisturbed.end(1).evaluation
     assert evaluation["loss"] > 0
     assert job.end(2).evaluation == evaluation
+    assert (undisturbed.end(1).loss or 0) > 0
+    assert job.end(2).loss == undisturbed.end(1).loss
     expected = {step: digest for _, step, digest in undisturbed.samples()}
     trained = job.samples()
     assert all(digest == expected[step] for _, step, digest in trained)

@@ -186,6 +186,7 @@ def train(
         watchdog.stop()
         clock.switch("saving")
         facts.know(goodput=clock.goodput(), peak_memory_bytes=peak_memory())
+        facts.know(loss=reporter.last_loss)
         reached = trainer.state.global_step
         facts.know(step=start.resume.step if done_before and start.resume else int(reached))
         facts.know(checkpoint=checkpoints.newest, evaluation=evaluation.standing.latest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from finetune_api.reports import Progress
+from finetune_api.reports import Progress, TerminationReport
 from finetune_api.status import JobStatus, Ledger, MemoryStatus
 from finetune_operator.observed import ChildState, Live, Observed, ProcessEnd, Waiting
 from finetune_operator.plan import account, plan
@@ -127,6 +127,35 @@ def test_a_job_that_is_preempted_once() -> None:
     for type_ in ("Succeeded", "Finished"):
         assert life.condition(type_)[0] == "True"
     assert life.condition("Running")[:2] == ("False", "Trained")
+
+
+def test_a_job_that_has_trained_shows_its_last_step_and_not_what_was_heard_before() -> None:
+    life = Life()
+    life.look(ended("tiny-prepare", 0))
+    running = ChildState("tiny-1", "a1", running=2, ran=True, active_since=START)
+    seen = Progress(
+        job_uid=UID, attempt=1, claim=1, step=53, total_steps=60, epoch=5.3, loss=1.2, eta_seconds=7
+    )
+    life.look(running, progress=seen.model_copy(update={"tokens_per_second": 900}))
+    assert life.status.progress.step == 53
+    said = TerminationReport(
+        stage="train", job_uid=UID, attempt=1, claim=1, exit_code=0, step=60, loss=0.875
+    )
+    ends = tuple(
+        ProcessEnd(name=f"tiny-1-worker-{node}", at=START, exit_code=0, report=report)
+        for node, report in enumerate((said, said.model_copy(update={"node": 1, "loss": None})))
+    )
+    done = replace(running, running=0, ends=ends, over=True)
+    for status in (
+        life.look(done, progress=seen),
+        life.look(done, ChildState("tiny-publish", "p", running=1, ran=True), progress=seen),
+        # Its pods are removed, and what was heard before is still known.
+        life.look(ended("tiny-publish", 0), progress=seen),
+    ):
+        progress = status.progress
+        assert (progress.step, progress.total_steps, progress.epoch) == (60, 60, 6.0)
+        assert (progress.loss, progress.eta_seconds) == (0.875, None)
+        assert (status.summary.progress, status.summary.loss) == ("100%", "0.875")
 
 
 def test_a_condition_keeps_the_time_of_its_last_change() -> None:

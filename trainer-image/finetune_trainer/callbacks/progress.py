@@ -46,6 +46,12 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         self._tokens_since = 0.0
         self._failing = False
 
+    @property
+    def last_loss(self) -> float | None:
+        """The loss of the last logged step; None where there is none, or none that is a number."""
+        loss = self.progress.loss
+        return loss if loss is not None and math.isfinite(loss) else None
+
     @contextmanager
     def phase(self, phase: Literal["training", "evaluating", "saving"]) -> Iterator[None]:
         """Be in a phase: what the time goes to, and what progress says."""
