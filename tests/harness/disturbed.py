@@ -14,7 +14,7 @@ from harness.tenant import Kept, Tenant
 EVERY = 20
 """Steps between two checkpoints: the most that may be lost."""
 SPEC: dict[str, Any] = {
-    "training": {"maxSteps": 900, "globalBatchSize": 8, "microBatchSize": 2},
+    "training": {"maxSteps": 700, "globalBatchSize": 8, "microBatchSize": 2},
     "parallelism": {"deepspeed": {"zeroStage": 2}},
     "resources": {"nodes": 2, "accelerator": {"device": "cpu", "perNode": 2}},
     "checkpoint": {"everySteps": EVERY, "gracePeriodSeconds": 20, "keep": 100},

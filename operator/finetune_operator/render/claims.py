@@ -44,13 +44,14 @@ def claims(spec: JobSpec, stage: Stage) -> tuple[Claim, ...]:
     Preparation sees every claim of the job, so that one that is missing shows before an
     accelerator is asked for. Training and publishing see those of the model: the data was prepared
     into the workspace, and a claim of one node would keep the pods of the others from starting.
-    Only publishing may write, and only to the output's claim.
+    Only the output's claim may be written to, by publishing, and by preparation, which tries it
+    before an accelerator is asked for.
     """
     found = dict.fromkeys(_claims_of(model_uris(spec)), False)
     output = [] if spec.output.uri is None else [spec.output.uri]
     if stage == "prepare":
-        found |= dict.fromkeys(_claims_of([*_data_uris(spec), *output]), False)
-    elif stage == "publish":
+        found |= dict.fromkeys(_claims_of(_data_uris(spec)), False)
+    if stage != "train":
         found |= dict.fromkeys(_claims_of(output), True)
     return tuple(Claim(name, writable) for name, writable in sorted(found.items()))
 

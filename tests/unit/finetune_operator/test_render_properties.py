@@ -120,7 +120,7 @@ def only_the_operators_words(template: dict[str, Any]) -> None:
 
 
 def mounts_are_safe(template: dict[str, Any], spec: dict[str, Any]) -> None:
-    """Written are the job's own folder, scratch, and in publishing the output's claim alone."""
+    """Written are the job's own folder, scratch, and outside training the output's claim alone."""
     pod = template["spec"]
     container = pod["containers"][0]
     claims = {
@@ -130,7 +130,7 @@ def mounts_are_safe(template: dict[str, Any], spec: dict[str, Any]) -> None:
     }
     output = (spec.get("output") or {}).get("uri")
     written = {"/tmp", "/dev/shm", "/workspace"}
-    if container["args"][0] == "publish" and output:
+    if container["args"][0] != "train" and output:
         written.add("/volumes/" + output.removeprefix("pvc://").split("/")[0])
     for mount in container["volumeMounts"]:
         path = mount["mountPath"]

@@ -12,7 +12,7 @@ from harness.pod_templates import STAGES, pod_of, spec
 from harness.rendered import UID, job_of
 
 
-def test_each_stage_mounts_what_it_reads_and_only_publishing_writes() -> None:
+def test_each_stage_mounts_what_it_reads_and_only_the_output_is_written_to() -> None:
     given = job_of(
         spec(
             model={"uri": "pvc://models/base", "tokenizer": {"uri": "pvc://tokens/t"}},
@@ -25,7 +25,7 @@ def test_each_stage_mounts_what_it_reads_and_only_publishing_writes() -> None:
     ).spec
     seen = {stage: [(one.name, one.writable) for one in claims(given, stage)] for stage in STAGES}
     assert seen == {
-        "prepare": [(name, False) for name in ("a", "b", "c", "models", "out", "tokens")],
+        "prepare": [(name, name == "out") for name in ("a", "b", "c", "models", "out", "tokens")],
         "train": [("models", False), ("tokens", False)],
         "publish": [("models", False), ("out", True), ("tokens", False)],
     }
@@ -47,7 +47,7 @@ def test_one_claim_for_everything_is_one_volume() -> None:
     assert claimed == [{"name": "workspace", "persistentVolumeClaim": {"claimName": "all"}}]
     assert prepare["containers"][0]["volumeMounts"][:2] == [
         {"name": "workspace", "mountPath": "/workspace", "subPath": "support-bot-8c7f5e0a"},
-        {"name": "workspace", "mountPath": "/volumes/all", "readOnly": True},
+        {"name": "workspace", "mountPath": "/volumes/all"},
     ]
     publish = pod_of("publish", one)["spec"]["containers"][0]["volumeMounts"][1]
     assert publish == {"name": "workspace", "mountPath": "/volumes/all"}

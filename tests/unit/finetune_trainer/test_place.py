@@ -79,7 +79,7 @@ def test_an_output_that_may_not_be_written_is_said_before_training(claim: Path) 
     assert caught.value.problems[0] == problem
 
 
-def test_a_claim_that_is_mounted_read_only_tells_nothing(
+def test_a_claim_that_can_only_be_read_is_said_before_training(
     claim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
@@ -88,4 +88,6 @@ def test_a_claim_that_is_mounted_read_only_tells_nothing(
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    assert place.unwritable(claim / "out", UID, URI) is None
+    problem = place.unwritable(claim / "out", UID, URI)
+    assert problem is not None
+    assert problem.message.endswith("may not write pvc://models/team/out: Read-only file system")

@@ -45,10 +45,7 @@ def staged(target: Path, uid: str, uri: str) -> Iterator[Path]:
 
 
 def unwritable(target: Path, uid: str, uri: str) -> Problem | None:
-    """Return the problem of an output that could not be written; None: it can, or nobody knows.
-
-    Nobody knows where the claim is mounted read-only, as preparation has it in a cluster.
-    """
+    """Return the problem of an output that could not be written; None: it can, or nobody knows."""
     parent = target.parent
     try:
         while not parent.exists() and parent != parent.parent:
@@ -57,8 +54,7 @@ def unwritable(target: Path, uid: str, uri: str) -> Problem | None:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        known = error.errno in _REFUSED and error.errno != errno.EROFS
-        return _not_writable(uri, error) if known else None
+        return _not_writable(uri, error) if error.errno in _REFUSED else None
     return None
 
 
