@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_api.condition import All, Compare, Either, Eq, Has, StartsWith
+from finetune_api.condition import All, Compare, Either, Eq, Has, Not, StartsWith
 from finetune_api.job.resources import QUOTA
 from finetune_api.rule import Rule
 
@@ -41,6 +41,8 @@ ROWS: tuple[Rule, ...] = (
         field="resources.processesPerNode",
         when=All(
             Eq("resources.accelerator.device", "cuda"),
+            # Without any it is those that are needed.
+            Not(Eq("resources.accelerator.perNode", 0)),
             Compare("resources.processesPerNode", ">", "resources.accelerator.perNode"),
         ),
         message="processesPerNode must not be above accelerator.perNode: each has its own",

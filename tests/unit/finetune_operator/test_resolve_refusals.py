@@ -453,7 +453,7 @@ def test_every_rule_is_held(rule: Rule) -> None:
         ),
         (
             {"resources": {"accelerator": {"perNode": 0}}},
-            ["accelerator-needed", "more-processes-than-accelerators"],
+            ["accelerator-needed"],
         ),
         ({"dataset": {"maxInvalidFraction": 0.5}}, ["limit-needs-drop"]),
     ],
