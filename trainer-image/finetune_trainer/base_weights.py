@@ -34,7 +34,9 @@ def _told(config: StageConfig, folder: Path) -> dict[str, Any] | None:
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     model_config = load_model_config(config)
     kind = AutoModelForCausalLM._model_mapping.get(type(model_config), None)
     if kind is None:
