@@ -16,6 +16,7 @@ from harness import chart
 from harness.cluster import Cluster
 from harness.cluster import cluster as running_cluster
 from harness.commands import run
+from harness.control_plane import until
 from harness.disturbed import ONCE, SPEC
 from harness.images import REGISTRY, Image, operator_image, trainer_image
 from harness.installation import install_operator
@@ -105,12 +106,17 @@ def page_variables(cluster: Cluster, images: tuple[Image, Image]) -> dict[str, s
 def operator_pod(cluster: Cluster) -> Callable[[], dict[str, Any]]:
     """Return the operator's pod as it is now."""
 
-    def now() -> dict[str, Any]:
+    def now() -> dict[str, Any] | None:
         pods = cluster.api.get(f"/api/v1/namespaces/{chart.NAMESPACE}/pods")["items"]
-        (pod,) = (one for one in pods if "deletionTimestamp" not in one["metadata"])
-        return dict(pod)
+        found = [
+            one
+            for one in pods
+            if "deletionTimestamp" not in one["metadata"]
+            and one["status"].get("phase") == "Running"
+        ]
+        return dict(found[0]) if len(found) == 1 else None
 
-    return now
+    return lambda: dict(until(now, "one pod of the operator runs"))
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,9 @@ def parted(cluster, tenant, twin, short_twin):
     """Until the node is let come back, tests run that need none."""
     twin()  # they have their pods no longer
     short_twin()
-    grace = {"checkpoint": {"gracePeriodSeconds": 10}}
+    # The kubelet that comes back kills at its end what stands still: until then the second gang
+    # must have its claim.
+    grace = {"checkpoint": {"gracePeriodSeconds": 90}}
     tenant.start("parted", merged(ONCE, {"backend": "PyTorchJob", **grace}))
     job = Disturbed(tenant, "parted")
     with ExitStack() as pods, ExitStack() as node:  # whatever happens both are closed
@@ -58,13 +60,13 @@ def test_a_gang_that_comes_back_is_fenced(tenant, short_twin, parted):
                 and tenant.status("parted")["child"].get("uid")
             ),
             "a second attempt is made although the first gave no sign",
-            300,
+            400,
         )
         old = {pod["metadata"]["uid"] for pod in before.pods}
         there = {pod["metadata"]["uid"] for pod in tenant.pods("parted")}
         assert old <= there, "nobody removes pods by force"
         parted.node.close()
-        tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 200)
+        tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 110)
         untouched = of_the_second(job.kept)
         parted.pods.close()
 

@@ -24,6 +24,8 @@ from harness.certificates import Authority, Pair, make_authority, make_signing_k
 from harness.processes import Process, ask_until, free_port, wait_until
 from harness.program import Program, flags
 
+PASSING = frozenset({404, 429, 500, 503, 504})
+"""Answers that a wait goes on after: not there yet, and too much to do."""
 _STARTS = 3
 """A free port may be taken by somebody else before it is listened on."""
 _IDLE = threading.local()
@@ -44,7 +46,7 @@ class ApiError(Exception):
 def until(
     ask: Callable[[], Any], what: str, timeout: float = 60.0, processes: Sequence[Process] = ()
 ) -> Any:
-    """Ask until the answer is true and return it; not found counts as not yet.
+    """Ask until the answer is true and return it; not found, and not now, count as not yet.
 
     With time up, RuntimeError has the logs of the processes.
     """
@@ -53,7 +55,7 @@ def until(
         try:
             return ask()
         except ApiError as error:
-            if error.code != 404:
+            if error.code not in PASSING:
                 raise
             return None
 

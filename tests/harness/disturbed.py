@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,13 @@ from harness.tenant import Kept, Tenant
 EVERY = 20
 """Steps between two checkpoints: the most that may be lost."""
 SPEC: dict[str, Any] = {
-    "training": {"maxSteps": 700, "globalBatchSize": 8, "microBatchSize": 2},
+    "training": {"maxSteps": 500, "globalBatchSize": 8, "microBatchSize": 2},
     "parallelism": {"deepspeed": {"zeroStage": 2}},
     "resources": {"nodes": 2, "accelerator": {"device": "cpu", "perNode": 2}},
     "checkpoint": {"everySteps": EVERY, "gracePeriodSeconds": 20, "keep": 100},
 }
-"""Enough steps to be disturbed five times, and to train on while the operator is upgraded. Every
-checkpoint is kept, so that a look at one is never too late."""
+"""Enough steps to be disturbed five times, each some steps beyond a checkpoint: in between jobs stand
+still. Every checkpoint is kept, so that a look at one is never too late."""
 ONCE = merged(SPEC, {"training": {"maxSteps": 160}})
 """Enough to be disturbed once."""
 UNFINISHED = "no manifest.json"
@@ -75,6 +75,10 @@ class Disturbed:
             f"{self.name} ended at attempt {status['attempt']} before it was disturbed:"
             f" {status.get('lastFailure')}"
         )
+        assert status.get("attempt", 0) <= self.attempt, (
+            f"attempt {status['attempt']} of {self.name} runs, and none after {self.attempt} was told"
+            " of: a test before this one has failed"
+        )
         if status.get("attempt") != self.attempt or not (status.get("child") or {}).get("uid"):
             return None
         progress = self.kept.progress()
@@ -90,10 +94,13 @@ class Disturbed:
             return None
         return Before(tuple(pods), status["child"]["name"], progress["step"], saved["step"])
 
-    def held(self) -> tuple[Before, list[int]] | None:
-        """Return the job in training, and its processes, which stand still; None until then."""
+    def held(self, after: Before | None = None) -> tuple[Before, list[int]] | None:
+        """Return the job in training, and its processes, which stand still; None until then.
+
+        ``after``: and until it is further than it was then.
+        """
         before = self.in_training()
-        if before is None:
+        if before is None or (after is not None and before.step <= after.step):
             return None
         processes = pause(before.pods)
         if self.kept.saved()[-1] == f"{self.attempt}/step-{before.checkpoint}":
@@ -120,8 +127,8 @@ class Disturbed:
         return all_go_on([End(self, before, causes, together=together)], timeout)[self.name]
 
     def check(self, end: End, after: After) -> None:
-        """Check that the next attempt continues what ended; it is the one that runs from now on."""
-        ended, self.attempt = self.attempt, self.attempt + 1
+        """Check that the attempt that runs now continues what ended."""
+        ended = self.attempt - 1
         claim, status, resumed = after.claim, after.status, after.claim["resumesFrom"]
         assert claim["attempt"] == self.attempt
         assert resumed["path"] == f"checkpoints/{ended}/step-{resumed['step']}"
@@ -165,14 +172,24 @@ class End:
     """Whether all ranks were told, and so had to save the same step."""
 
 
-def all_train(jobs: Sequence[Disturbed], timeout: float = 400.0) -> dict[str, Before]:
-    """Wait until all train beyond a checkpoint of this attempt; returns how each was, by name."""
+def all_train(
+    jobs: Sequence[Disturbed],
+    timeout: float = 400.0,
+    after: Mapping[str, Before] | None = None,
+) -> dict[str, Before]:
+    """Wait until all train beyond a checkpoint of this attempt; returns how each was, by name.
+
+    ``after``: and are further than they were then.
+    """
     with ExitStack() as held:
-        return all_held(jobs, held, timeout)
+        return all_held(jobs, held, timeout, after)
 
 
 def all_held(
-    jobs: Sequence[Disturbed], held: ExitStack, timeout: float = 400.0
+    jobs: Sequence[Disturbed],
+    held: ExitStack,
+    timeout: float = 400.0,
+    after: Mapping[str, Before] | None = None,
 ) -> dict[str, Before]:
     """Wait as ``all_train`` does; all stand still until ``held`` is closed.
 
@@ -183,7 +200,7 @@ def all_held(
 
     def look() -> bool:
         for job in jobs:
-            if job.name not in found and (seen := job.held()):
+            if job.name not in found and (seen := job.held(after and after[job.name])):
                 found[job.name], processes = seen
                 held.callback(let_go_on, processes)
         return len(found) == len(jobs)
@@ -212,6 +229,8 @@ def all_go_on(ends: Sequence[End], timeout: float = 400.0) -> dict[str, dict[str
 
         names = " and ".join(f"attempt {end.job.attempt + 1} of {end.job.name}" for end in ends)
         ends[0].job.tenant.wait(look, f"the claim of {names} is there", timeout)
+    for end in ends:  # whatever the checks say, these are the ones that run
+        end.job.attempt += 1
     for end in ends:
         end.job.check(end, found[end.job.name])
     return {name: after.status for name, after in found.items()}

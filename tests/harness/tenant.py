@@ -14,7 +14,7 @@ from typing import Any
 from finetune_api.names import LABEL_JOB, Layout, workspace_claim, workspace_folder
 from harness.access import Access, until
 from harness.binaries import KUBECTL, binary
-from harness.control_plane import Api, ApiError
+from harness.control_plane import PASSING, Api, ApiError
 from harness.operator_driver import JOBS, status_of
 from harness.stage_config import merged, write_rows
 
@@ -185,6 +185,14 @@ class Tenant:
         }
         self.api.create(self.jobs, body)
 
+    def remove(self, name: str) -> None:
+        """Delete a job, if it is there."""
+        try:
+            self.api.delete(f"{self.jobs}/{name}")
+        except ApiError as error:
+            if error.code != 404:
+                raise
+
     def job(self, name: str) -> dict[str, Any]:
         """A job as it is stored."""
         return self.api.get(f"{self.jobs}/{name}")
@@ -241,7 +249,7 @@ class Tenant:
             try:
                 found = what()
             except ApiError as error:
-                if error.code not in (404, 429, 503):
+                if error.code not in PASSING:
                     raise
                 found = None
             except OSError:  # the API server is being restarted
