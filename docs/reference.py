@@ -81,8 +81,10 @@ def page() -> str:
         for code, texts in sorted(problems().items())
         for text, fix in texts
     ]
-    lines += ["", "## Metrics", "", "On the progress port of rank 0.", ""]
-    lines += [f"- `{metric}`: {text}" for metric, text in sorted(metrics().items())]
+    lines += ["", "## Metrics", "", "Of the operator, on port 8080:", ""]
+    lines += [f"- `{metric}`: {text}" for metric, text in sorted(metrics("operator").items())]
+    lines += ["", "Of a job, on the progress port of rank 0:", ""]
+    lines += [f"- `{metric}`: {text}" for metric, text in sorted(metrics("trainer-image").items())]
     return "\n".join(lines) + "\n"
 
 
@@ -100,10 +102,10 @@ def problems() -> dict[str, list[tuple[str, str]]]:
     return {code: sorted(texts.items()) for code, texts in found.items()}
 
 
-def metrics() -> dict[str, str]:
+def metrics(package: str) -> dict[str, str]:
     """Return metric -> description: a name that stands directly before its description."""
     found = {}
-    for node in _nodes():
+    for node in _nodes(package):
         pairs: list[tuple[ast.expr | None, ast.expr]] = []
         if isinstance(node, ast.Call) and len(node.args) > 1:
             pairs = [(node.args[0], node.args[1])]
@@ -123,8 +125,8 @@ def _rules() -> tuple[Rule, ...]:
     return RULES
 
 
-def _nodes() -> Iterator[ast.AST]:
-    for package in PACKAGES:
+def _nodes(*packages: str) -> Iterator[ast.AST]:
+    for package in packages or PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
             yield from ast.walk(ast.parse(file.read_text(encoding="utf-8")))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from finetune_operator import metrics
+from finetune_operator.job_counts import JobCounts, Kind, kind_of
 from finetune_operator.kube import (
     FINETUNE_JOBS,
     Forbidden,
@@ -45,6 +47,7 @@ class JobList:
     """Namespaces that gave no answer; the next list is of these."""
     _refused: dict[str, str] = field(default_factory=dict)
     """Namespaces that cannot be listed, and what was said."""
+    _counts: JobCounts = field(default_factory=JobCounts)
 
     def anew(self) -> None:
         """Let the next list be of all namespaces."""
@@ -73,6 +76,7 @@ class JobList:
                 left.append(namespace)
                 failed = error
         self._left = left
+        metrics.count_jobs(self._counts.total())
         if failed is not None:
             raise failed
         if len(refused) == len(asked) and len(self._refused) >= len(self.namespaces):
@@ -84,14 +88,18 @@ class JobList:
     async def _list(self, namespace: str | None) -> None:
         """List a namespace; of each job only its name and its version are kept."""
         found: dict[Key, str] = {}
+        counts: Counter[Kind] = Counter()
         async for page in self.kube.pages(FINETUNE_JOBS, namespace):
             if page.begins:
                 found.clear()
+                counts.clear()
             for body in page.items:
                 metadata = body["metadata"]
                 found[Key(metadata["namespace"], metadata["name"])] = metadata["resourceVersion"]
                 self.worker.known.listed(body)
+                counts[kind_of(body)] += 1
             del page
+        self._counts.listed(namespace, counts)
         if namespace is not None and self._refused.pop(namespace, None) is not None:
             log.info("the jobs of namespace %s can be listed again", namespace)
         self._look(found, namespace)
@@ -110,6 +118,7 @@ class JobList:
                 self.queue.add(key, delay, 0.0 if first else PATIENCE)
 
     def _leave_alone(self, namespace: str | None, error: KubeError) -> None:
+        self._counts.forget(namespace)
         if namespace is not None and namespace not in self._refused:
             log.warning(
                 "namespace %s is left alone until its jobs can be listed: %s", namespace, error

@@ -90,6 +90,7 @@ class Operator:
             lambda: float(self.queue.depth),
             lambda: float(len(self.queue)),
             lambda: self.health.relist_age,
+            lambda: float(not self.health.unready()),
         )
 
     async def run(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -28,7 +28,16 @@ WATCH_EVENTS = Counter(
     "finetune_watch_events_total", "Changes that were seen, by kind", ["kind"], registry=REGISTRY
 )
 RELIST_AGE = Gauge(
-    "finetune_relist_age_seconds", "Seconds since all jobs were last listed", registry=REGISTRY
+    "finetune_relist_age_seconds",
+    "Seconds since all jobs were last listed; before the first list, since the start",
+    registry=REGISTRY,
+)
+READY = Gauge("finetune_ready", "1 where /readyz says ok, 0 otherwise", registry=REGISTRY)
+JOBS = Gauge(
+    "finetune_jobs",
+    "Jobs at the last list of all, by phase and by the reason that explains it",
+    ["phase", "reason"],
+    registry=REGISTRY,
 )
 API_ERRORS = Counter(
     "finetune_api_errors_total",
@@ -72,12 +81,23 @@ PULLS = Counter(
 
 
 def follow(
-    depth: Callable[[], float], waiting: Callable[[], float], age: Callable[[], float]
+    depth: Callable[[], float],
+    waiting: Callable[[], float],
+    age: Callable[[], float],
+    ready: Callable[[], float],
 ) -> None:
     """Let the gauges ask for their values when they are read."""
     QUEUE_DEPTH.set_function(depth)
     QUEUE_WAITING.set_function(waiting)
     RELIST_AGE.set_function(age)
+    READY.set_function(ready)
+
+
+def count_jobs(found: Mapping[tuple[str, str], int]) -> None:
+    """Set the number of jobs of each phase and reason; what is not found any more is no series."""
+    JOBS.clear()
+    for (phase, reason), number in found.items():
+        JOBS.labels(phase, reason).set(number)
 
 
 def text() -> bytes:

@@ -31,6 +31,11 @@ class Health:
     last_relist: float | None = None
     looking_since: dict[int, float] = field(default_factory=dict)
     """Worker to the beginning of the look that it is at."""
+    _began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take the time of the start."""
+        self._began = self.clock()
 
     def problem(self) -> str:
         """Return why the process must be started anew; empty when it need not."""
@@ -62,8 +67,8 @@ class Health:
 
     @property
     def relist_age(self) -> float:
-        """Seconds since all jobs were listed; not a number before."""
-        return float("nan") if self.last_relist is None else self.clock() - self.last_relist
+        """Seconds since all jobs were listed; before the first list, since the start."""
+        return self.clock() - (self._began if self.last_relist is None else self.last_relist)
 
 
 async def serve(health: Health, host: str, port: int) -> web.AppRunner:

@@ -48,6 +48,8 @@ def test_progress_and_metrics_are_served() -> None:
         status, body = get(endpoint.port, "/metrics")
         families = {family.name: family for family in text_string_to_metric_families(body)}
         assert families["finetune_step"].samples[0].value == 7
+        planned = families["finetune_steps_planned"]
+        assert (planned.type, planned.samples[0].value) == ("gauge", 20), "not a counter's name"
         assert families["finetune_loss"].samples[0].value == 1.25
         assert families["finetune_evaluation"].samples[0].labels == {"metric": "loss"}
         assert "finetune_learning_rate" not in families, "what is not known is left out"

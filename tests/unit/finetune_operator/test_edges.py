@@ -323,10 +323,13 @@ def test_probes_fail_when_a_part_has_stopped():
     health = Health(clock=lambda: now[0], relist_every=300.0)
     assert health.problem() == ""
     assert health.unready() == "the first lists were not seen yet"
+    now[0] = 1007.0
+    assert health.relist_age == 7.0, "where nothing can be listed, this grows too"
     health.watching, health.last_relist = True, 1000.0
     assert health.unready() == ""
     now[0] = 1901.0
     assert health.unready() == "the jobs were last listed 901 s ago"
+    assert health.relist_age == 901.0
     assert health.problem() == ""
     health.looking_since[3] = 1500.0
     assert health.problem() == "worker 3 has been at one look for 401 s"

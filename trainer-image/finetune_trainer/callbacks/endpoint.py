@@ -18,7 +18,7 @@ LIMIT = 64 * 1024
 """Bytes of an answer."""
 _GAUGES = {
     "finetune_step": ("Optimizer steps done", "step"),
-    "finetune_steps_total": ("Optimizer steps of the job", "total_steps"),
+    "finetune_steps_planned": ("Optimizer steps of the job", "total_steps"),
     "finetune_epoch": ("Passes over the data", "epoch"),
     "finetune_loss": ("Training loss at the last log", "loss"),
     "finetune_learning_rate": ("Learning rate at the last log", "learning_rate"),
