@@ -10,6 +10,11 @@ import pytest
 import yaml
 
 from finetune_api.crd import files
+from finetune_api.reasons import ACTION
+from finetune_operator import metrics
+from finetune_operator.job_counts import NOT_ACCEPTED
+from finetune_operator.render.indexed_job import INDEX_ANNOTATION
+from finetune_operator.render.pytorch_job import INDEX_LABEL
 from finetune_operator.settings import PREFIX, Settings
 from harness import chart
 from harness.binaries import KUBE_SCORE, binary
@@ -246,6 +251,14 @@ PINNED = {"images": {"trainer": "r/t@sha256:" + "c" * 64}}
             "metrics.serviceMonitor.enabled needs metrics.enabled",
         ),
         (
+            {"metrics": {"prometheusRule": {"enabled": True}}},
+            "metrics.prometheusRule.enabled needs metrics.serviceMonitor.enabled",
+        ),
+        (
+            {"metrics": {"podMonitor": {"labels": {"helm.sh/chart": "x"}}}},
+            "metrics.podMonitor.labels: the chart sets helm.sh/chart itself. Leave it out.",
+        ),
+        (
             {"podLabels": {"a": "b", "app.kubernetes.io/name": "x"}},
             "podLabels: the chart sets app.kubernetes.io/name itself. Leave it out.",
         ),
@@ -341,3 +354,80 @@ def test_the_probes_ask_where_the_operator_answers():
         "livenessProbe": {"path": "/healthz", "port": "http"},
         "readinessProbe": {"path": "/readyz", "port": "http"},
     }
+
+
+def rules(values):
+    (body,) = of_kind(rendered(values), "PrometheusRule")
+    (group,) = body["spec"]["groups"]
+    return {rule["alert"]: rule["expr"] for rule in group["rules"]}
+
+
+RULES = {"metrics": {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}}
+
+
+def test_the_alerts_ask_for_metrics_and_labels_that_the_operator_has():
+    registered = metrics.REGISTRY._names_to_collectors
+    found = rules(RULES)
+    asked = {name for text in found.values() for name in re.findall(r"\bfinetune_\w+", text)}
+    assert asked == {
+        "finetune_ready",
+        "finetune_relist_age_seconds",
+        "finetune_queue_depth",
+        "finetune_api_errors_total",
+        "finetune_jobs",
+    }
+    assert asked <= registered.keys()
+    of_the_target = 'namespace="finetune-system",service="finetune-operator-metrics"'
+    for text in found.values():
+        selectors = re.findall(r"(finetune_\w+)\{(.*?)\}", text)
+        assert len(selectors) == text.count("finetune_"), "each has a selector"
+        for name, inside in selectors:
+            assert inside.startswith(of_the_target)
+            labels = set(re.findall(r"(\w+)(?:=|!)", inside)) - {"namespace", "service"}
+            assert labels <= set(registered[name]._labelnames), text
+    assert f'reason="{NOT_ACCEPTED}"' in found["FineTuneJobsNotAccepted"]
+    assert 'reason="WaitingForRoom"' in found["FineTuneJobsWaitForRoom"]
+    assert "WaitingForRoom" in ACTION
+
+
+def test_the_alerts_select_what_the_service_monitor_reads():
+    bodies = rendered(RULES, release="second", namespace="elsewhere")
+    (service,) = of_kind(bodies, "Service")
+    (rule,) = of_kind(bodies, "PrometheusRule")
+    name = service["metadata"]["name"]
+    first = rule["spec"]["groups"][0]["rules"][0]["expr"]
+    assert f'finetune_ready{{namespace="elsewhere",service="{name}"}} == 0' in first
+    slow = rules({**RULES, "settings": {"relistSeconds": 900}})
+    assert slow["FineTuneJobsNotListed"].endswith("> 3 * 900")
+
+
+def test_of_each_job_the_first_pod_is_read_and_its_series_say_whose_they_are():
+    enabled = {"metrics": {"podMonitor": {"enabled": True}}}
+    (monitor,) = of_kind(rendered(enabled), "PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    chosen = monitor["spec"]["selector"]["matchLabels"]
+    for backend in ("indexed-job", "pytorch-job"):
+        made = json.loads((RENDERS / f"{backend}.json").read_text())
+        ((pod, _),) = templates(made)
+        assert chosen.items() <= pod["metadata"]["labels"].items()
+        assert set(monitor["spec"]["podTargetLabels"]) <= pod["metadata"]["labels"].keys()
+        (trainer,) = pod["spec"]["containers"]
+        assert endpoint["port"] in {port["name"] for port in trainer["ports"]}
+    dropped = {
+        rule["sourceLabels"][0]: [n for n in range(12) if re.fullmatch(rule["regex"], str(n))]
+        for rule in endpoint["relabelings"]
+        if rule["action"] == "drop"
+    }
+    prefix = "__meta_kubernetes_pod_label_"
+    assert dropped == {
+        prefix + re.sub(r"\W", "_", label): list(range(1, 12))
+        for label in (INDEX_ANNOTATION, INDEX_LABEL)
+    }
+    assert monitor["spec"]["namespaceSelector"] == {"any": True}
+    named = {**enabled, "watch": {"namespaces": ["a", "b"]}}
+    (monitor,) = of_kind(rendered(named), "PodMonitor")
+    assert monitor["spec"]["namespaceSelector"] == {"matchNames": ["a", "b"]}
+
+
+def test_nothing_of_the_prometheus_operator_is_made_unasked():
+    assert of_kind(rendered(), "ServiceMonitor", "PodMonitor", "PrometheusRule") == []

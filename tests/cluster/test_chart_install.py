@@ -163,23 +163,28 @@ def test_a_second_release_for_other_namespaces_stands_beside_the_first(cluster):
     assert all(exists(api, body) for body in rendered(first))
 
 
-def test_without_the_prometheus_operator_a_service_monitor_is_refused_with_the_reason(plane):
-    values = {**FIRST, "metrics": {"serviceMonitor": {"enabled": True}}}
+@pytest.mark.parametrize(
+    ("enabled", "kind"), [("serviceMonitor", "ServiceMonitor"), ("podMonitor", "PodMonitor")]
+)
+def test_without_the_prometheus_operator_its_kinds_are_refused_with_the_reason(
+    plane, enabled, kind
+):
+    values = {**FIRST, "metrics": {enabled: {"enabled": True}}}
     with pytest.raises(HelmError) as refused:
         chart.install(plane.kubeconfig, values)
-    assert "this cluster does not know ServiceMonitor" in str(refused.value)
+    assert f"metrics.{enabled}.enabled: this cluster does not know {kind}." in str(refused.value)
 
 
 @pytest.mark.parametrize("case", ["bare", "cluster-wide", "everything", "namespaced"])
 def test_the_api_server_knows_every_field_of_the_golden_renders(api, definitions, case):
-    """But of the ServiceMonitor, whose definition is not there."""
+    """But of the Prometheus operator's kinds, whose definitions are not there."""
     del definitions
     for name in ("finetune-system", "team-a", "team-b"):
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         chart.apply(api, [body])
     bodies = chart.objects((GOLDEN / f"{case}.render.yaml").read_text())
-    others = of_kind(bodies, "ServiceMonitor")
-    assert len(others) == (1 if case == "everything" else 0)
+    others = of_kind(bodies, "ServiceMonitor", "PodMonitor", "PrometheusRule")
+    assert len(others) == (3 if case == "everything" else 0)
     for body in bodies:
         if body not in others:
             api.apply(chart.path_of(body), yaml.safe_dump(body).encode(), dryRun="All")
