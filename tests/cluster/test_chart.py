@@ -3,8 +3,10 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -284,6 +286,35 @@ def test_values_that_do_not_go_together_are_refused_with_what_to_do(values, said
     with pytest.raises(HelmError) as refused:
         rendered(values)
     assert said in str(refused.value)
+
+
+KNOWS_ITS_KINDS = ("--api-versions", "v1/Namespace")
+"""As whoever renders with the kinds of a cluster says it, here of one without definitions."""
+
+
+def test_profiles_wait_for_their_definition_unless_that_is_said_to_come_first():
+    values = profile(limits={"nodes": 1})
+    with pytest.raises(HelmError) as refused:
+        chart.render(values, *KNOWS_ITS_KINDS)
+    assert "this cluster does not know FineTuneProfile yet" in str(refused.value)
+    unchecked = chart.render({**values, "checks": {"definitions": False}}, *KNOWS_ITS_KINDS)
+    (made,) = of_kind(chart.objects(unchecked), "FineTuneProfile")
+    assert made["spec"] == {"limits": {"nodes": 1}}
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_tag_that_a_digest_hides_is_told(both, tmp_path):
+    """Helm shows notes to a cluster alone, so they are made part of an object here."""
+    copied = Path(shutil.copytree(chart.CHART, tmp_path / "chart"))
+    (copied / "templates" / "NOTES.txt").rename(copied / "notes")
+    said = 'apiVersion: v1\nkind: Told\nnotes: {{ tpl (.Files.Get "notes") . | toJson }}\n'
+    (copied / "templates" / "told.yaml").write_text(said)
+    image = {**chart.IMAGES["image"], "digest": "sha256:" + "a" * 64}
+    values = {**chart.IMAGES, "image": {**image, "tag": "0.2.0" if both else ""}}
+    command = ["template", "x", str(copied), "--kube-version", chart.VERSION_OF_CLUSTER]
+    (told,) = of_kind(chart.objects(chart.helm(*command, values=values, kubeconfig=None)), "Told")
+    assert "Wait until it is ready" in told["notes"]
+    assert ("image.tag (0.2.0) has no effect: image.digest wins" in told["notes"]) is both
 
 
 def test_no_trainer_image_is_needed_where_every_profile_names_one():
