@@ -151,6 +151,10 @@ class Platform(Document):
         | None
     ) = None
     pod_labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] | None = None
+    runtime_class_name: Name | None = None
+    """Of training pods: ``nvidia`` where that is not the nodes' default runtime."""
+    scheduler_name: Name | None = None
+    """Of every pod. Absent: the cluster's own."""
     zones: Annotated[list[LabelValue], Field(max_length=32)] | None = None
     """Zones that every phase of a job must stay in, where volumes belong to a zone."""
     network: Literal["Offline", "HubOnly", "Open"] = "HubOnly"

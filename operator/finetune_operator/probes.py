@@ -96,5 +96,5 @@ async def serve(health: Health, host: str, port: int) -> web.AppRunner:
     app.router.add_get("/metrics", read_metrics)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    await web.TCPSite(runner, host or None, port).start()
     return runner

@@ -49,7 +49,8 @@ class Settings(Document):
     """Jobs whose next attempt may be starting at the same time."""
     unreachable_seconds: float = Field(default=30.0, gt=0)
     """How often something is looked at again that will be mended elsewhere, unseen."""
-    probe_address: str = "0.0.0.0"  # noqa: S104 - the kubelet asks from outside the pod
+    probe_address: str = ""
+    """Empty: every address, of IPv4 and IPv6; the kubelet asks from outside the pod."""
     probe_port: int = Field(default=8080, ge=0, le=65535)
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 

@@ -344,7 +344,7 @@ def serve(reporter: Reporter) -> Any:
         return None
     from finetune_trainer.callbacks.endpoint import Endpoint
 
-    host = os.environ.get(PROGRESS_HOST, "0.0.0.0")  # noqa: S104 - a pod is asked from outside
+    host = os.environ.get(PROGRESS_HOST, "")  # a pod is asked from outside
     try:
         return Endpoint(host, int(port), lambda: reporter.progress)
     except OSError as error:  # progress is never needed for correctness

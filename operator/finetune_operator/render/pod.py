@@ -93,6 +93,10 @@ def template(run: Run, placement: Placement) -> Object:
     }
     if job.spec.resources.priority_class_name is not None:
         spec["priorityClassName"] = job.spec.resources.priority_class_name
+    if platform.runtime_class_name is not None and stage == "train":
+        spec["runtimeClassName"] = platform.runtime_class_name
+    if platform.scheduler_name is not None:
+        spec["schedulerName"] = platform.scheduler_name
     if platform.service_account_name is not None:
         spec["serviceAccountName"] = platform.service_account_name
     if platform.image_pull_secrets:

@@ -57,6 +57,8 @@ PLATFORM = Platform.model_validate(
         "podAnnotations": {"karpenter.sh/do-not-disrupt": "false"},
         "podLabels": {"cost-centre": "ml"},
         "zones": ["eu-1a"],
+        "runtimeClassName": "nvidia",
+        "schedulerName": "volcano",
     }
 )
 QUEUED = Placement(PLATFORM, "gpus", "high")

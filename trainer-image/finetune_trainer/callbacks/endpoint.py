@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -59,7 +62,10 @@ class Endpoint:
     """An HTTP server that reads and never writes."""
 
     def __init__(self, host: str, port: int, current: Callable[[], Progress]) -> None:
-        """Bind; port 0 asks for a free one. Raises ``OSError`` when it is taken."""
+        """Bind; port 0 asks for a free one, no host for every address.
+
+        Raises ``OSError`` when the port is taken.
+        """
         registry = CollectorRegistry()
         registry.register(ProgressCollector(current))
         answers: dict[str, tuple[str, Callable[[], bytes]]] = {
@@ -88,8 +94,7 @@ class Endpoint:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 """Say nothing: it is asked every few seconds."""
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
+        self._server = _listening(host, port, Handler)
         threading.Thread(
             target=self._server.serve_forever, name="progress-endpoint", daemon=True
         ).start()
@@ -103,3 +108,30 @@ class Endpoint:
         """Serve no longer."""
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind without asking the DNS for this machine's name, which no answer has."""
+        if self.address_family == socket.AF_INET6:  # and IPv4, whatever the machine's default is
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "", int(self.server_address[1])
+
+
+class _BothFamilies(_Server):
+    address_family = socket.AF_INET6
+
+
+def _listening(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> _Server:
+    """Return the server: without a host at every address, of IPv6 too where the machine has it."""
+    if host:
+        return _Server((host, port), handler)
+    try:
+        return _BothFamilies(("::", port), handler)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        return _Server(("", port), handler)
