@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness.jobs import folder_of, playing
+from harness.jobs import TOLD_OR_GONE, folder_of, playing
 from harness.operator_driver import operator, wait_for
 from harness.played_runs import Run, first_try_of
 from harness.pod_player import PodPlayer
@@ -40,9 +40,9 @@ def test_made_again_under_its_name_it_is_another_job(plane, api, jobs, tmp_path)
         wait_for(lambda: jobs.outcome("late"), process)
         for child in ("middle-prepare", "late-prepare", "late-1"):  # their successors ran
             wait_for(lambda child=child: jobs.find("jobs", child) is None, process)
-        player.scripts.clear()
         for name in names:
             jobs.delete("finetunejobs", name)
+        player.scripts.clear()
         new = {name: jobs.submit(name) for name in names}
         # Nobody has removed yet what the old jobs owned.
         wait_for(lambda: taken(jobs, "early", "Prepared"), process)
@@ -133,9 +133,9 @@ def test_a_child_that_somebody_deletes_is_no_failure(plane, api, jobs, tmp_path)
         "reading": ("Succeeded", 1, 0, 1),
         "merging": ("Succeeded", 1, 0, 1),
     }
-    assert causes["background"] == [("Preempted", 30)]
-    assert causes["foreground"] == [("Preempted", 30)]
-    assert causes["podless"] == [("Preempted", 30)]
+    assert causes["background"] in TOLD_OR_GONE
+    assert causes["foreground"] in TOLD_OR_GONE
+    assert causes["podless"] in TOLD_OR_GONE
     assert player.most_alive == dict.fromkeys(held, 1)
 
 
@@ -180,7 +180,7 @@ def test_a_suspend_that_is_not_ours_is_never_reverted(plane, api, jobs, tmp_path
     assert held == (True, None)
     for name in ("queued", "paused"):
         assert jobs.counted(name) == ("Succeeded", 2, 0, 1)
-        assert jobs.causes(name) == [("Preempted", 30)]
+        assert jobs.causes(name) in TOLD_OR_GONE
         assert player.most_alive[name] == 1
     assert suspended("queued-1") is None
     assert suspended("paused-1") is None

@@ -159,8 +159,11 @@ def test_a_minute_of_jobs_without_news_is_silent_and_one_of_progress_is_a_write_
     for one in writes:
         times.setdefault(one.name, []).append(one.at)
     assert len(times) == MOVING
+    # One for each time that a pod was asked; one that was asked before may be written now.
+    pulls = {job: asked[f"{first[moving]}{job.removeprefix('bot-')}"] for job in times}
+    assert all(len(times[job]) <= pulls[job] + 1 for job in times), (times, pulls)
     gaps = [later - earlier for found in times.values() for earlier, later in pairwise(found)]
-    assert all(gap > MINUTE - timedelta(seconds=1) for gap in gaps), gaps
+    assert all(gap > MINUTE - timedelta(seconds=10) for gap in gaps), gaps
 
 
 def test_replaced_by_another_version_while_20_jobs_run_none_restarts_or_is_counted_twice(

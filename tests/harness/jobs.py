@@ -15,6 +15,9 @@ from harness.stage_config import SPEC, merged
 
 Object = dict[str, Any]
 MERGE = "application/merge-patch+json"
+TOLD_OR_GONE = ([("Preempted", 30)], [("LostInfrastructure", 30)])
+"""Why an attempt went on whose pods were told to go, or whose child was removed. Which of the two is a
+matter of chance: whether a look falls between the end of a pod and what the watch tells of it."""
 _ROOTS = {
     "finetunejobs": "/apis/finetune.dev/v1alpha1",
     "jobs": "/apis/batch/v1",

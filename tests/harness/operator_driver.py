@@ -18,7 +18,7 @@ from typing import Any
 from harness import chart
 from harness.certificates import Pair
 from harness.control_plane import Api, until
-from harness.processes import Process, free_port, start
+from harness.processes import Process, start
 
 IMAGE = "registry.example/trainer@sha256:" + "c" * 64
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs"
@@ -82,7 +82,7 @@ def start_operator(kubeconfig: Path, namespace: str, log: Path, *flags: str) -> 
     command = [sys.executable, "-m", "finetune_operator.main"]
     command += ["--namespaces", namespace] if namespace else []
     command += ["--trainer-image", IMAGE, "--probe-address", "127.0.0.1"]
-    command += ["--probe-port", str(free_port()), "--relist-seconds", "5", "--workers", "2", *flags]
+    command += ["--probe-port", "0", "--relist-seconds", "5", "--workers", "2", *flags]
     environment = {"KUBECONFIG": str(own), "PYTHONDONTWRITEBYTECODE": "1"}
     return start("operator", command, log, {**os.environ, **environment})
 
@@ -94,7 +94,7 @@ def operator(kubeconfig: Path, namespace: str, log: Path, *flags: str) -> Iterat
     try:
         yield process
     finally:
-        process.stop()
+        process.stop(60)
 
 
 def wait_for(what: Callable[[], Any], process: Process | None = None, timeout: float = 60.0) -> Any:

@@ -35,6 +35,12 @@ class Runner:
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
+    def until_said(self, text: str, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.out.read_text():
+            assert time.monotonic() < deadline, self.out.read_text()
+            time.sleep(0.05)
+
     def wait(self, seconds: float = 60) -> tuple[int, str]:
         """Return its exit code (negative: the signal) and what it printed."""
         until = time.monotonic() + seconds
@@ -209,9 +215,9 @@ def test_second_interrupt_says_that_it_saves_and_third_kills(tmp_path: Path) -> 
     job = Job(tmp_path, scenario, train={"wait_for_sigterm": True, "saves_for": 50})
     runner = job.start()
     pid = job.wait_until_waiting()
-    for _ in range(2):
+    for answer in ("stopping: ", "still saving"):
         runner.send(signal.SIGINT)
-        time.sleep(0.5)
+        runner.until_said(answer)  # two that wait at the same time are one
     runner.send(signal.SIGINT)
     code, out = runner.wait()
     assert code == 3, out

@@ -42,7 +42,7 @@ def watch_of(discovery, *, changed=lambda: None, every=0.02):
     )
 
 
-def play(monkeypatch, discovery, library, *, seconds=0.3):
+def play(monkeypatch, discovery, library, until=lambda changes: True):
     """Run the watch for a while; returns how often the kind came or went."""
     changes = []
 
@@ -50,8 +50,11 @@ def play(monkeypatch, discovery, library, *, seconds=0.3):
         monkeypatch.setattr(optional_watch.kopf, "operator", library)
         watch = watch_of(discovery, changed=lambda: changes.append(discovery.asked))
         task = asyncio.create_task(watch.run())
-        bystander = asyncio.create_task(asyncio.sleep(seconds, "not cancelled"))
+        bystander = asyncio.create_task(asyncio.sleep(0.3, "not cancelled"))
         assert await bystander == "not cancelled"
+        async with asyncio.timeout(30):
+            while not until(changes):
+                await asyncio.sleep(0.01)
         assert not task.done()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -71,7 +74,9 @@ def test_it_is_watched_in_its_own_thread_while_it_is_served(monkeypatch):
         ended.append(1)
 
     discovery = Discovery(False, False, True, True, True, False, False, False, True)
-    assert play(monkeypatch, discovery, library) == 3
+    assert (
+        play(monkeypatch, discovery, library, lambda changes: len(changes) == 3 and began[1:]) == 3
+    )
     assert began == [(False, ("team",)), (False, ("team",))]
     assert len(ended) == 2
 
@@ -84,7 +89,7 @@ def test_a_watch_that_breaks_begins_again_and_breaks_nothing(monkeypatch):
         began.append(1)
         raise OSError("404: the server could not find the requested resource")
 
-    assert play(monkeypatch, Discovery(True), library) == 0
+    assert play(monkeypatch, Discovery(True), library, lambda _: len(began) >= 2) == 0
     assert 2 <= len(began) <= 20, "again, and not without a pause"
 
 
@@ -97,7 +102,7 @@ def test_a_watch_that_ends_by_no_ordinary_error_begins_again_too(monkeypatch, ho
         began.append(1)
         raise how
 
-    assert play(monkeypatch, Discovery(True), library) == 0
+    assert play(monkeypatch, Discovery(True), library, lambda _: len(began) >= 2) == 0
     assert 2 <= len(began) <= 20
 
 
@@ -131,7 +136,7 @@ def test_settings_that_cannot_be_made_end_no_watch_for_ever(monkeypatch):
         raise ValueError("no settings")
 
     monkeypatch.setattr(optional_watch.kopf, "OperatorSettings", broken)
-    assert play(monkeypatch, Discovery(True), None) == 0
+    assert play(monkeypatch, Discovery(True), None, lambda _: len(asked) >= 2) == 0
     assert 2 <= len(asked) <= 20
 
 
@@ -144,7 +149,7 @@ def test_without_an_answer_nothing_has_changed(monkeypatch):
         ended.append(1)
 
     away = Unavailable(0, "no answer")
-    assert play(monkeypatch, Discovery(away, True, away), library) == 1
+    assert play(monkeypatch, Discovery(away, True, away), library, lambda _: began) == 1
     assert (began, ended) == ([1], [1])
     assert play(monkeypatch, Discovery(away), library) == 0
     assert began == [1]
