@@ -21,16 +21,17 @@ def conditions(status):
 def test_a_job_from_pending_to_succeeded(plane, jobs, tmp_path):
     log = tmp_path / "operator.log"
     shows = {"prepare": "Preparing", "train": "Running", "publish": "Publishing"}
-    watched = Watched(jobs.api, jobs.namespace, "bot")
+    watching = []
 
     def until_it_is_shown(stage, *_):
-        return Run(forever=shows[stage] not in watched.phases())
+        return Run(forever=not watching or shows[stage] not in watching[0].phases())
 
     with (
         playing(PodPlayer(jobs.api, jobs.namespace, until_it_is_shown)) as player,
         operator(plane.kubeconfig, jobs.namespace, log) as process,
     ):
         uid = jobs.submit("bot")
+        watching.append(watched := Watched(jobs.api, jobs.namespace, "bot"))
         status = wait_for(lambda: jobs.outcome("bot"), process)
         wait_for(lambda: watched.phases()[-1:] == [status["phase"]], process)
         watched.stop()
