@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ class Run:
     def signal_all(self, number: int) -> None:
         """Signal the ranks and the supervisor, as a node or a kernel does."""
         for pid in (*self.ranks(), self.pid):
-            os.kill(pid, number)
+            _tell(pid, number)
 
     def stop_all(self) -> None:
         """SIGSTOP everything, and wait until it has stopped."""
@@ -231,13 +231,16 @@ class Run:
             while _state(pid) not in "TZ":
                 time.sleep(0.001)
 
+    def go_on(self) -> None:
+        """SIGCONT everything."""
+        self.signal_all(signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL everything at once, as when a node is lost; returns when nothing is left."""
         pids = (*self.ranks(), self.pid)
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                _tell(pid, number)
         self.code = self.driver.ask(wait=self.pid, seconds=30)["code"]
         while any(Path(f"/proc/{pid}").exists() and _state(pid) != "Z" for pid in pids):
             time.sleep(0.002)
@@ -249,6 +252,12 @@ class Run:
         for path in sorted(self.folder.glob("workspace/logs/*.log")):
             text += f"\n--- {path.name}\n" + path.read_text(errors="replace")[-4000:]
         return text
+
+
+def _tell(pid: int, number: int) -> None:
+    """Signal a process; one that has ended meanwhile hears nothing."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def hold(path: Path) -> Path:

@@ -8,6 +8,7 @@ in the middle of a step, or one in the middle of a save.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from harness.trainer_runs import (
     STEPS,
     Driver,
     Job,
+    hold,
     make_job,
 )
 
@@ -81,7 +83,9 @@ def stopped_within_an_epoch(prepared: Job, driver: Driver, root: Path) -> Job:
         job = prepared.copy(root / f"*[{number}]")  # DeepSpeed takes the path for a pattern
         run = driver.start(job)
         run.until(job.reached(1), "step 1")
+        run.stop_all()  # a run of so few steps would end meanwhile
         os.kill(run.pid, signal.SIGTERM)
+        run.go_on()
         assert run.wait() == 143, run.tail()
         if len(job.samples()) % 6:
             return job
@@ -124,9 +128,11 @@ def test_pure_bf16_stays_bf16(driver: Driver, tmp_path: Path) -> None:
 def killed_in_the_middle_of_a_step(prepared: Job, ran: Job, driver: Driver, root: Path) -> None:
     root.mkdir(exist_ok=True)
     job = prepared.copy(root)
+    held = hold(job.layout.checkpoint(1, STEPS) / "trainer_state.json")  # it cannot reach its end
     run = driver.start(job)
     run.until(job.reached(5), "step 5")
     run.kill()
+    shutil.rmtree(held.parent)
     assert run.code == 137
     newest = job.saved()[-1]
     assert newest in ("1/step-4", "1/step-8")  # the second when this process was slow to kill

