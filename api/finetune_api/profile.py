@@ -145,7 +145,7 @@ class Platform(Document):
     environment: Annotated[list[Variable], Field(max_length=64)] | None = None
     extra_resources: Annotated[dict[ExtraResource, Whole], Field(max_length=16)] | None = None
     """Of every training pod, such as ``rdma/hca: 1``, ``hugepages-2Mi: 5Gi`` or
-    ``ephemeral-storage: 20Gi``."""
+    ``ephemeral-storage: 20Gi``; the last is asked for by preparation and publishing too."""
     pod_annotations: (
         Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
         | None

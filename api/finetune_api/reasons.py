@@ -41,6 +41,15 @@ ACTION: Mapping[str, tuple[str, str]] = {
         "no node has room for a pod; the message is the scheduler's",
         "wait, ask for less, or look for what holds the nodes",
     ),
+    "NoNodeFits": (
+        "every node has other labels than the pods ask for, or a taint that they do not tolerate",
+        "correct resources.nodeSelector or resources.tolerations; where an autoscaler brings such"
+        " nodes, wait",
+    ),
+    "VolumeInOtherZone": (
+        "the volume of a claim is in a zone in which no node fits",
+        "fix the zones in the profile (platform.zones) and delete the claim, or add nodes there",
+    ),
     "Gated": ("a scheduling gate holds the pods", "whoever set the gate removes it"),
     "SuspendedByOthers": (
         "somebody else has suspended the attempt, or set its size to 0",

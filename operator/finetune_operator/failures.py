@@ -186,8 +186,11 @@ NO_ROOM = Row(
     " less, or for a larger quota",
 )
 """What is said of StartTimeout where the processes only waited for room."""
-ROOM = frozenset({"WaitingForRoom", "QuotaExceeded", "Gated", "Queued"})
-"""Reasons for which processes wait that others hold what they need, and that end by themselves."""
+ROOM = frozenset(
+    {"WaitingForRoom", "NoNodeFits", "VolumeInOtherZone", "QuotaExceeded", "Gated", "Queued"}
+)
+"""Reasons for which processes wait that others hold what they need, or that a cluster which grows may
+have no node for yet: both end by themselves."""
 
 _CODES: dict[int, FailureClass] = {
     ExitCode.INVALID_CONFIG: "InvalidConfig",

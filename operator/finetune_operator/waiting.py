@@ -37,6 +37,8 @@ ORDER = (
     "PodsNotCreated",
     "ClaimNotBound",
     "Gated",
+    "VolumeInOtherZone",
+    "NoNodeFits",
     "WaitingForRoom",
 )
 """What somebody has to mend comes before what mends itself."""
@@ -70,6 +72,14 @@ _UNSCHEDULABLE = (
     ),
     ("WaitingForRoom", r""),
 )
+_NODES = re.compile(r"^0/\d+ nodes are available: (.+?)\.?(?: preemption: .*)?$")
+_IN_OTHER_ZONE = re.compile(r"^\d+ node\(s\) had volume node affinity conflict")
+_FITS_NOT = re.compile(
+    r"^\d+ node\(s\) (didn't match Pod's node affinity/selector"
+    # What the cluster itself taints a node with goes away again.
+    r"|had untolerated taint\(?s?\)? \{(?!node\.(cloudprovider\.)?kubernetes\.io/))"
+)
+_PART = re.compile(r", (?=\d+ )")
 
 
 def queued(queue: str) -> Waiting:
@@ -125,7 +135,22 @@ def _of_pod(pod: Mapping[str, Any]) -> Waiting | None:
     words = clean(scheduled.get("message"))
     if scheduled.get("reason") == "SchedulingGated":
         return Waiting("Gated", words)
-    return _matched(_UNSCHEDULABLE, words)
+    found = _matched(_UNSCHEDULABLE, words)
+    return Waiting(_without_room(words), words) if found.reason == "WaitingForRoom" else found
+
+
+def _without_room(words: str) -> str:
+    """Return why no node takes a pod, by the scheduler's counts of nodes and reasons.
+
+    One reason that may pass (another pod holds what is needed, a node is cordoned) makes it a wait
+    for room. Where there is none, only other nodes help.
+    """
+    told = _NODES.match(words)
+    parts = _PART.split(told[1]) if told else []
+    elsewhere = [part for part in parts if _IN_OTHER_ZONE.match(part)]
+    if not parts or not all(_FITS_NOT.match(part) for part in parts if part not in elsewhere):
+        return "WaitingForRoom"
+    return "VolumeInOtherZone" if elsewhere else "NoNodeFits"
 
 
 def _of_events(events: Pods, uids: set[str]) -> list[Waiting]:

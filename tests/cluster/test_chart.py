@@ -417,8 +417,9 @@ def test_the_alerts_ask_for_metrics_and_labels_that_the_operator_has():
             labels = set(re.findall(r"(\w+)(?:=|!)", inside)) - {"namespace", "service"}
             assert labels <= set(registered[name]._labelnames), text
     assert f'reason="{NOT_ACCEPTED}"' in found["FineTuneJobsNotAccepted"]
-    assert 'reason="WaitingForRoom"' in found["FineTuneJobsWaitForRoom"]
-    assert "WaitingForRoom" in ACTION
+    waits = ("WaitingForRoom", "NoNodeFits", "VolumeInOtherZone")
+    assert f'reason=~"{"|".join(waits)}"' in found["FineTuneJobsWaitForRoom"]
+    assert set(waits) <= ACTION.keys()
 
 
 def test_the_alerts_select_what_the_service_monitor_reads():

@@ -15,6 +15,8 @@ CONTAINER = "trainer"
 FOLDER, CONFIG_FILE = CONFIG_PATH.rsplit("/", 1)
 SECRETS_FOLDER = "secrets"
 """Below ``FOLDER``: ``secrets/<name>/<key>``, as the trainer reads them."""
+SCRATCH = "ephemeral-storage"
+"""What every pod takes on its node: the emptyDir that it writes to, and its log."""
 GRACE_SLACK = 30
 """Seconds beyond the job's grace period until the kubelet kills: less than the operator waits."""
 CPU_STAGE_GRACE = 30
@@ -121,17 +123,17 @@ def resources(job: ResolvedJob, stage: Stage, placement: Placement) -> Object:
 
     Equal memory means that a pod is killed for its own use alone and not for its neighbours'; a
     limit of CPU beside its request is what quotas and limit ranges ask for. Only training asks for
-    accelerators and for what the profile adds.
+    accelerators and for what the profile adds, but for the scratch that every pod has.
     """
-    wanted = job.spec.resources
+    wanted, extra = job.spec.resources, placement.platform.extra_resources or {}
+    asked = {name: size for name, size in extra.items() if stage == "train" or name == SCRATCH}
     if stage == "train":
-        asked: dict[str, str] = dict(placement.platform.extra_resources or {})
         if wanted.accelerator.per_node:
             asked[wanted.accelerator.resource] = str(wanted.accelerator.per_node)
         asked |= _cpu_and_memory(CpuResources(cpu=wanted.cpu, memory=wanted.memory))
     else:
         own = wanted.preparation if stage == "prepare" else wanted.publishing
-        asked = _cpu_and_memory(own or CpuResources())
+        asked |= _cpu_and_memory(own or CpuResources())
     return {"requests": asked, "limits": dict(asked)} if asked else {}
 
 

@@ -21,13 +21,17 @@ def test_accelerators_are_for_training_alone() -> None:
             "preparation": {"cpu": "8"},
         }
     )
-    platform = {"extraResources": {"rdma/hca": "1"}}
-    asked = {"cpu": "32", "memory": "256Gi", "nvidia.com/gpu": "8", "rdma/hca": "1"}
+    scratch = {"ephemeral-storage": "20Gi"}
+    platform = {"extraResources": {"rdma/hca": "1", **scratch}}
+    asked = {"cpu": "32", "memory": "256Gi", "nvidia.com/gpu": "8", "rdma/hca": "1", **scratch}
     container = pod_of("train", given, platform)["spec"]["containers"][0]
     assert container["resources"] == {"requests": asked, "limits": asked}
     container = pod_of("prepare", given, platform)["spec"]["containers"][0]
-    assert container["resources"] == {"requests": {"cpu": "8"}, "limits": {"cpu": "8"}}
-    assert pod_of("publish", given, platform)["spec"]["containers"][0]["resources"] == {}
+    asked = {"cpu": "8", **scratch}
+    assert container["resources"] == {"requests": asked, "limits": asked}
+    container = pod_of("publish", given, platform)["spec"]["containers"][0]
+    assert container["resources"] == {"requests": scratch, "limits": scratch}
+    assert pod_of("publish", given)["spec"]["containers"][0]["resources"] == {}
     devices = [variables(pod_of(stage, given)).get("NVIDIA_VISIBLE_DEVICES") for stage in STAGES]
     assert devices == ["void", None, "void"]
     none = spec(resources={"accelerator": {"perNode": 0, "device": "cpu"}})

@@ -96,7 +96,7 @@ def test_whatever_is_asked_every_pod_is_confined(
     assert faults((*cpu, *train)) == []
     for template, _ in templates(tuple(cpu)):
         asked = template["spec"]["containers"][0]["resources"].get("requests", {})
-        assert set(asked) <= {"cpu", "memory"}
+        assert set(asked) <= {"cpu", "memory", "ephemeral-storage"}
     for template, pods in templates(tuple(train)):
         assert pods == spec["resources"].get("nodes", 1)
         only_the_operators_words(template)

@@ -44,6 +44,30 @@ WAITS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], str | None, s
     "no room": (
         [unschedulable(P, 0, ROOM), unschedulable(P, 1, ROOM)], [], "WaitingForRoom", ROOM,
     ),
+    "a selector that no node fits": (
+        [unschedulable(P, 0, "0/3 nodes are available: 1 node(s) had untolerated taint {gpu: yes}, 2 node(s) didn't match Pod's node affinity/selector. preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."), pod(P, 1)],
+        [], "NoNodeFits", "1 of 2 pods: 0/3 nodes are available: 1 node(s) had untolerated taint {gpu: yes}, 2 node(s) didn't match Pod's node affinity/selector. preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.",
+    ),
+    "a volume where no node fits": (
+        [unschedulable(P, 0, "0/5 nodes are available: 2 node(s) had volume node affinity conflict, 3 node(s) didn't match Pod's node affinity/selector."), pod(P, 1)],
+        [], "VolumeInOtherZone", "1 of 2 pods: 0/5 nodes are available: 2 node(s) had volume node affinity conflict, 3 node(s) didn't match Pod's node affinity/selector.",
+    ),
+    "a volume, and room that may come": (
+        [unschedulable(P, 0, "0/5 nodes are available: 2 node(s) had volume node affinity conflict, 3 Insufficient nvidia.com/gpu."), pod(P, 1)],
+        [], "WaitingForRoom", "1 of 2 pods: 0/5 nodes are available: 2 node(s) had volume node affinity conflict, 3 Insufficient nvidia.com/gpu.",
+    ),
+    "a node that is away": (
+        [unschedulable(P, 0, "0/2 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }, 1 node(s) were unschedulable."), pod(P, 1)],
+        [], "WaitingForRoom", "1 of 2 pods: 0/2 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }, 1 node(s) were unschedulable.",
+    ),
+    "all nodes away": (
+        [unschedulable(P, 0, "0/2 nodes are available: 2 node(s) had untolerated taint {node.kubernetes.io/not-ready: }."), pod(P, 1)],
+        [], "WaitingForRoom", "1 of 2 pods: 0/2 nodes are available: 2 node(s) had untolerated taint {node.kubernetes.io/not-ready: }.",
+    ),
+    "a taint with commas": (
+        [unschedulable(P, 0, "0/2 nodes are available: 2 node(s) had untolerated taints {team: a, 5 b}."), pod(P, 1)],
+        [], "WaitingForRoom", "1 of 2 pods: 0/2 nodes are available: 2 node(s) had untolerated taints {team: a, 5 b}.",
+    ),
     "room for one": ([pod(P, 0), unschedulable(P, 1, ROOM)], [], "WaitingForRoom", "1 of 2 pods: " + ROOM),
     "claim missing": (
         [unschedulable(P, 0, 'persistentvolumeclaim "data" not found'), pod(P, 1)], [],

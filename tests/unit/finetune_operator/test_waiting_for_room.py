@@ -47,7 +47,10 @@ ENDS = {
 
 
 @pytest.mark.parametrize("ended", ENDS.values(), ids=ENDS)
-@pytest.mark.parametrize("reason", ["WaitingForRoom", "QuotaExceeded", "Gated", "Queued"])
+@pytest.mark.parametrize(
+    "reason",
+    ["WaitingForRoom", "NoNodeFits", "VolumeInOtherZone", "QuotaExceeded", "Gated", "Queued"],
+)
 def test_what_it_waited_for_is_known_after_its_end(reason: str, ended: ChildState | None) -> None:
     """An ended child waits for nothing any more: why it did not start stands in the ledger."""
     ledger, step = look(FIRST, 1800, replace(STUCK, waiting=Waiting(reason, ROOM)))
