@@ -83,6 +83,11 @@ ACTION: Mapping[str, tuple[str, str]] = {
         "wait until its pods are gone, or use a claim with ReadWriteMany",
     ),
     "VolumeNotMounted": ("a volume cannot be mounted", "mend what the message names"),
+    "ResourcesNotNamed": (
+        "a ResourceQuota wants requests or limits that the pods do not name",
+        "name them in resources, resources.preparation and resources.publishing, of the job or the"
+        " profile's defaults; or add a LimitRange to the namespace",
+    ),
     "AdmissionRefused": (
         "a policy of the cluster refuses the pods",
         "follow the message, or ask who runs the cluster",

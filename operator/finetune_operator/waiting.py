@@ -33,6 +33,7 @@ ORDER = (
     "VolumeInUse",
     "VolumeNotMounted",
     "QuotaExceeded",
+    "ResourcesNotNamed",
     "AdmissionRefused",
     "PodsNotCreated",
     "ClaimNotBound",
@@ -47,6 +48,7 @@ _EVENTS: tuple[tuple[frozenset[str], tuple[tuple[str, str], ...]], ...] = (
         frozenset({"FailedCreate", "FailedCreatePod"}),
         (
             ("QuotaExceeded", r"exceeded quota"),
+            ("ResourcesNotNamed", r"failed quota: .*must specify"),
             ("AdmissionRefused", r"violates PodSecurity|denied|is forbidden|is invalid"),
             ("PodsNotCreated", r""),
         ),
@@ -62,7 +64,7 @@ _EVENTS: tuple[tuple[frozenset[str], tuple[tuple[str, str], ...]], ...] = (
     ),
 )
 _READ = ("reason", "message", "note", "lastTimestamp", "eventTime", "firstTimestamp")
-_OF_CHILD = frozenset({"QuotaExceeded", "AdmissionRefused", "PodsNotCreated"})
+_OF_CHILD = frozenset({"QuotaExceeded", "ResourcesNotNamed", "AdmissionRefused", "PodsNotCreated"})
 """Said of pods that were not made."""
 _UNSCHEDULABLE = (
     ("ClaimMissing", r"persistentvolumeclaim \"[^\"]*\" (not found|is being deleted)"),

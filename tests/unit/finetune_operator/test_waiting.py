@@ -107,7 +107,7 @@ WAITS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], str | None, s
     "a quota that asks for what the job does not name": (
         [],
         [event(CHILD_UID, "FailedCreate", 'pods "x" is forbidden: failed quota: q: must specify limits.cpu for: trainer')],
-        "AdmissionRefused", 'pods "x" is forbidden: failed quota: q: must specify limits.cpu for: trainer',
+        "ResourcesNotNamed", 'pods "x" is forbidden: failed quota: q: must specify limits.cpu for: trainer',
     ),
     "a quota that was in the way": (
         [pod(P, 0), unschedulable(P, 1, ROOM)],

@@ -70,7 +70,9 @@ def test_what_it_waited_for_is_known_after_its_end(reason: str, ended: ChildStat
     )
 
 
-@pytest.mark.parametrize("reason", ["ImagePullFailed", "ClaimNotBound", "AdmissionRefused", None])
+@pytest.mark.parametrize(
+    "reason", ["ImagePullFailed", "ClaimNotBound", "AdmissionRefused", "ResourcesNotNamed", None]
+)
 @pytest.mark.parametrize("gone", [True, False])
 def test_what_somebody_has_to_mend_counts_as_ever(reason: str | None, gone: bool) -> None:
     ledger = FIRST
