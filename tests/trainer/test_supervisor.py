@@ -68,22 +68,35 @@ def test_a_node_that_was_asked_to_stop_was_not_cut_off(tmp_path: Path) -> None:
 def test_pid_1_reaps_passes_signals_on_and_keeps_the_exit_code(tmp_path: Path) -> None:
     """Run as PID 1 of a PID namespace, with an orphan that ends before the child does."""
     code = f"""
-import os, sys, time, signal
+import json, os, sys, time, signal
 from finetune_trainer.start import become_init
 assert os.getpid() == 1
 become_init()
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+gate, opened = os.pipe()
+over, held = os.pipe()
 if os.fork() == 0:
     if os.fork() == 0:
-        time.sleep(0.2)  # an orphan: its parent is gone
+        os.close(opened)
+        os.read(gate, 1)  # until its parent is gone
+        os.write(held, str(os.getppid()).encode())
         os._exit(0)
     os._exit(0)
 os.wait()
-time.sleep(0.6)
-states = []
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    states.append(open(f"/proc/{{pid}}/stat").read().rpartition(") ")[2][0])
-open({str(tmp_path / "states")!r}, "w").write("".join(sorted(states)))
+os.close(opened)
+os.close(held)
+parent = os.read(over, 9).decode()
+assert os.read(over, 9) == b""  # nobody holds it any more: the orphan has ended
+limit = time.monotonic() + 30
+while True:
+    left = sorted(int(pid) for pid in os.listdir("/proc") if pid.isdigit())
+    if left == [1, os.getpid()] or time.monotonic() > limit:
+        break
+    time.sleep(0.02)
+file = {str(tmp_path / "found")!r}
+with open(file + ".new", "w") as stream:
+    json.dump([parent, len(left)], stream)
+os.rename(file + ".new", file)
 time.sleep(60)
 """
     unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -91,8 +104,9 @@ time.sleep(60)
         pytest.skip("this machine does not let us make a PID namespace")
     process = subprocess.Popen([*unshare, sys.executable, "-c", code])
     try:
-        wait_for((tmp_path / "states").exists, process)
-        assert "Z" not in (tmp_path / "states").read_text()
+        wait_for((tmp_path / "found").exists, process)
+        # The orphan's parent, and how many processes there are: PID 1 and its child.
+        assert json.loads((tmp_path / "found").read_text()) == ["1", 2]
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGTERM)
         assert process.wait(timeout=30) == 143
