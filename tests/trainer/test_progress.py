@@ -5,7 +5,7 @@ import math
 import os
 import subprocess
 import sys
-import time
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -208,12 +208,20 @@ def test_a_hung_rank_dumps_its_stacks_and_ends_with_20(tmp_path: Path) -> None:
 
 
 def test_a_watchdog_that_was_stopped_barks_no_more(tmp_path: Path) -> None:
-    ended: list[int] = []
-    dog = Watchdog(tmp_path / "log", lambda: 0.001, floor=0.1, end=lambda: ended.append(1))
+    barked: list[int] = []
+
+    def end() -> None:
+        barked.append(1)
+        sys.exit()  # its thread alone: the end of this process would be next
+
+    before = threading.enumerate()
+    dog = Watchdog(tmp_path / "log", lambda: 0.001, floor=2.0, end=end)
     dog.start()
+    started = [one for one in threading.enumerate() if one not in before]
+    (watching,) = [one for one in started if one.name == "hang-watchdog"]
     dog.stop()
-    time.sleep(0.5)
-    assert ended == []
+    watching.join(30)
+    assert (watching.is_alive(), barked) == (False, [])
 
 
 RANKS = """
