@@ -280,6 +280,11 @@ def wakes(pid: int) -> int:
     return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
+def waits_at_a_pipe(pid: int) -> bool:
+    """Whether a process sleeps where it opens what is held."""
+    return Path(f"/proc/{pid}/wchan").read_text() == "wait_for_partner"
+
+
 def _state(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]

@@ -12,7 +12,7 @@ import pytest
 from finetune_api.exit_codes import ExitCode
 from finetune_api.names import MANIFEST
 from harness.checkpoint_folders import contents
-from harness.trainer_runs import ENGINES, STEPS, Driver, Job, hold, release, wakes
+from harness.trainer_runs import ENGINES, STEPS, Driver, Job, hold, release, waits_at_a_pipe, wakes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -43,6 +43,8 @@ def test_a_signal_during_a_save_lets_it_finish(
     run = driver.start(job)
     run.until(held.with_name("scheduler.pt").exists, "the save of step 4")
     first = run.ranks()[0]
+    # It may still write the file before; only from here on it wakes for nothing but a signal.
+    run.until(lambda: waits_at_a_pipe(first), "rank 0 sleeps in its save")
     asleep = wakes(first)
     os.kill(run.pid, signal.SIGTERM)
     run.until(lambda: wakes(first) > asleep, "rank 0, asleep in its save, hears the signal")
