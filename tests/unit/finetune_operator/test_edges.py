@@ -12,6 +12,7 @@ from finetune_api.names import LABEL_JOB, LABEL_UID
 from finetune_api.problem import Problem
 from finetune_api.reports import Goodput, Progress
 from finetune_api.status import Condition, JobStatus
+from finetune_operator import progress as progress_module
 from finetune_operator.answers import error_of
 from finetune_operator.events import Recorder, transitions
 from finetune_operator.kube import Conflict, Forbidden, NotFound, Unavailable
@@ -99,6 +100,13 @@ async def serving(answer):
     return runner
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """An answer may take as long as this machine needs."""
+    monkeypatch.setattr(progress_module, "TIMEOUT", 60.0)
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_pod_is_asked_once_in_an_interval_and_news_is_told():
     async def run():
         said, asked, told = [progress()], [], []
@@ -133,9 +141,10 @@ def test_a_pod_is_asked_once_in_an_interval_and_news_is_told():
         await pull(240.0, 4)
         await puller.close()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), 60))
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_pod_is_asked_again_by_itself_until_its_job_is_left():
     async def run():
         asked = []
@@ -163,7 +172,7 @@ def test_a_pod_is_asked_again_by_itself_until_its_job_is_left():
         assert not puller._again
         await puller.close()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), 60))
 
 
 # Pods that go

@@ -21,6 +21,9 @@ from finetune_api.resolved import Attempt
 from finetune_trainer import supervisor
 from harness.stage_config import make_config, write_config
 
+SOON = 30.0
+"""Seconds: far below those that torch's store and the name of a node are waited for."""
+
 
 @contextmanager
 def a_second_node(root: Path, address: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
@@ -65,7 +68,7 @@ def hears(pid: int) -> bool:
 
 def asked_to_stop(process: subprocess.Popen[bytes], root: Path) -> None:
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=5) == 143, (root / "log").read_text()
+    assert process.wait(timeout=SOON) == 143, (root / "log").read_text()
     end = json.loads((root / "end.json").read_text())
     assert (end["exitCode"], end["message"], end["node"]) == (143, "asked to stop", 1)
     assert Layout(root / "workspace").end_report(0, 1).exists()
@@ -73,14 +76,14 @@ def asked_to_stop(process: subprocess.Popen[bytes], root: Path) -> None:
     assert not list(root.glob("finetune-ends-*"))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_a_signal_while_the_first_nodes_name_is_not_known(tmp_path: Path) -> None:
     with a_second_node(tmp_path, "no-such-host.invalid", 29500) as process:
         until(lambda: hears(process.pid), 60)
         asked_to_stop(process, tmp_path)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_a_signal_while_the_first_node_does_not_answer(tmp_path: Path) -> None:
     """The main thread waits inside torch's store then: no handler of Python's runs."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -112,11 +115,11 @@ def test_a_rank_whose_process_id_is_not_written_yet_is_told_later(tmp_path: Path
         forwarder(tmp_path, lambda: ended.append("end")) as it,
     ):
         os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: it.heard, 5)
+        until(lambda: it.heard, SOON)
         time.sleep(0.3)
         assert rank.poll() is None
         (tmp_path / "0.pid").write_text(str(rank.pid))
-        assert rank.wait(timeout=5) == -signal.SIGTERM
+        assert rank.wait(timeout=SOON) == -signal.SIGTERM
     assert ended == []
 
 
@@ -128,12 +131,12 @@ def test_signals_after_the_first_are_taken_without_a_word(
     (tmp_path / "0.pid").touch()
     with forwarder(tmp_path, lambda: None) as it:
         os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: it.heard, 5)
+        until(lambda: it.heard, SOON)
         time.sleep(0.3)
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
             time.sleep(0.1)
-    until(lambda: all(t.name != "signal-forwarder" for t in threading.enumerate()), 5)
+    until(lambda: all(t.name != "signal-forwarder" for t in threading.enumerate()), SOON)
     assert said == []
 
 
@@ -145,7 +148,7 @@ def test_other_signals_and_its_own_end_are_no_reason_to_stop(tmp_path: Path) -> 
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.3)
             assert not it.heard
-        until(lambda: all(t.name != "signal-forwarder" for t in threading.enumerate()), 5)
+        until(lambda: all(t.name != "signal-forwarder" for t in threading.enumerate()), SOON)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert ended == []
