@@ -9,7 +9,7 @@ from harness.api_proxy import ApiProxy
 from harness.binaries import KUBECTL, binary
 from harness.caller import Caller
 from harness.cli_process import cli, ended
-from harness.operator_driver import JOBS
+from harness.operator_driver import JOBS, wait_for
 from harness.written_status import FAILED, PREPARING, QUEUED, RESUMED, SUCCEEDED, running, write
 
 BIN = Path(sys.executable).parent
@@ -29,6 +29,19 @@ def viewer_of(api, namespace):
     binding = {"metadata": {"name": "viewer"}, "roleRef": reference, "subjects": [subject]}
     api.create(f"{rbac}/rolebindings", binding)
     return Caller.made(api, namespace, "viewer").token
+
+
+class Noting(ApiProxy):
+    """Knows what it was asked for."""
+
+    def __init__(self, *arguments):
+        self.asked = []
+        super().__init__(*arguments)
+
+    async def _pass(self, request):
+        watch = "watch" in request.query
+        self.asked.append("watch" if watch else request.path.rpartition("/")[2])
+        return await super()._pass(request)
 
 
 def test_watch_from_the_first_word_to_success(plane, api, namespace, job, tmp_path):
@@ -88,12 +101,13 @@ def test_watch_once_leaves_a_job_that_goes_on(plane, api, namespace, job, tmp_pa
 
 
 def test_watch_outlives_an_outage_of_the_api_server(api, namespace, job, tmp_path):
-    proxy = ApiProxy(api, tmp_path, viewer_of(api, namespace))
+    proxy = Noting(api, tmp_path, viewer_of(api, namespace))
     try:
         write(api, namespace, running(1, 10))
         with cli(proxy.kubeconfig, tmp_path, "watch", "bot", "-n", namespace) as watching:
             watching.said("step 10/60")
-            time.sleep(1.0)  # its first list is on its way: one that fails is no outage
+            # Its first list was answered: one that fails is no outage.
+            wait_for(lambda: "watch" in proxy.asked)
             proxy.away = True
             watching.said("the API server does not answer")
             write(api, namespace, SUCCEEDED)
@@ -110,13 +124,6 @@ def test_watch_outlives_an_outage_of_the_api_server(api, namespace, job, tmp_pat
 
 def test_watch_asks_once_and_then_only_listens(api, namespace, job, tmp_path):
     """No polling: one read, one list, one watch, however long nothing happens."""
-    asked = []
-
-    class Noting(ApiProxy):
-        async def _pass(self, request):
-            asked.append("watch" if "watch" in request.query else request.path.rpartition("/")[2])
-            return await super()._pass(request)
-
     proxy = Noting(api, tmp_path, viewer_of(api, namespace))
     try:
         write(api, namespace, running(1, 10))
@@ -127,7 +134,7 @@ def test_watch_asks_once_and_then_only_listens(api, namespace, job, tmp_path):
             assert watching.end()[0] == 0
     finally:
         proxy.stop()
-    assert asked == ["bot", "finetunejobs", "watch"]
+    assert proxy.asked == ["bot", "finetunejobs", "watch"]
 
 
 def test_a_job_that_is_deleted_ends_the_watch_with_one(plane, api, namespace, job, tmp_path):

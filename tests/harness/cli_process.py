@@ -47,9 +47,9 @@ class Cli:
 
     def said(self, text: str) -> None:
         """Wait until a line has this text."""
-        wait_for(lambda: any(text in line for line in self.lines), timeout=30)
+        wait_for(lambda: any(text in line for line in self.lines), timeout=60)
 
-    def end(self, timeout: float = 30) -> tuple[int, list[str]]:
+    def end(self, timeout: float = 60) -> tuple[int, list[str]]:
         """Wait until it ends; returns its exit status and its lines."""
         code = self.process.wait(timeout)
         self.thread.join(10)
