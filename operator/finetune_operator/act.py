@@ -6,27 +6,23 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_api.names import LABEL_STAGE, attempt_name, prepare_name, publish_name
-from finetune_api.resolved import Attempt, Choices, ResolvedJob, Stage
+from finetune_api.resolved import Attempt, Choices, Stage
 from finetune_api.status import Child, ConditionType, JobStatus
 from finetune_operator import metrics
 from finetune_operator.acceptance import Accepted, ProfileMissing
 from finetune_operator.kube import (
     CLAIMS,
-    CONFIG_MAPS,
-    SERVICES,
     Forbidden,
     Invalid,
     Kube,
-    KubeError,
     Object,
     is_ending,
     uid_of,
 )
 from finetune_operator.observe import Around, Observer, workspace_problem
 from finetune_operator.observed import ChildState, Observed
-from finetune_operator.ownership import NameTaken, create_exactly, create_owned, owned_by
-from finetune_operator.render import config
+from finetune_operator.ownership import NameTaken, create_owned
+from finetune_operator.render.config import stage_config
 from finetune_operator.steps import (
     Finish,
     StartAttempt,
@@ -79,8 +75,6 @@ async def act(kube: Kube, step: Step, deed: Deed) -> Step:
     except ProfileMissing as missing:
         return Wait(None, _condition(step), "ProfileMissing", str(missing))
     except Forbidden as error:
-        if error.for_quota:
-            await remove_left(kube, await left_behind(kube, deed))
         reason = "QuotaExceeded" if error.for_quota else "CreationForbidden"
         return Wait(None, _condition(step), reason, error.message)
     except Invalid as error:
@@ -121,13 +115,10 @@ async def _start(
     job = deed.accepted.job
     number = attempt.number if attempt else max(1, deed.status.tries)
     choices: Choices | None = deed.observed.choices
-    told = config.stage_config(job, stage, choices, attempt)
+    told = stage_config(job, stage, choices, attempt)
     objects = await deed.observer.render(deed.accepted, deed.around, told, child, number)
     for body in objects:
-        # The configuration may be there from a step that was planned from an older ledger, or be
-        # somebody else's work: nothing runs with it, because the child is created last.
-        create = create_exactly if body["kind"] == "ConfigMap" else create_owned
-        await create(kube, body, job.uid)
+        await create_owned(kube, body, job.uid)
     metrics.CHILDREN_CREATED.labels(stage).inc()
     log.info("started %s", child.name)
 
@@ -151,7 +142,7 @@ async def clean(kube: Kube, deed: Deed) -> None:
     for state in superseded(deed.observed.children, deed.status):
         for body in deed.around.children:
             if uid_of(body) == state.uid and not is_ending(body):
-                await _remove(kube, body, deed.accepted.job.uid)
+                await kube.delete(body)
 
 
 def superseded(children: Sequence[ChildState], status: JobStatus) -> list[ChildState]:
@@ -170,89 +161,3 @@ def superseded(children: Sequence[ChildState], status: JobStatus) -> list[ChildS
     failed = [c for c in over if c.failed_at is not None or not c.ends]
     kept = max(failed, key=lambda c: str(c.failed_at or ""), default=None)
     return [child for child in over if child is not kept]
-
-
-async def _remove(kube: Kube, body: Object, job_uid: str) -> None:
-    """Remove what was made for a child that has ended, and then the child, by which it is found."""
-    metadata = body["metadata"]
-    beside = [(CONFIG_MAPS, config.config_name(metadata["name"]))]
-    if (metadata.get("labels") or {}).get(LABEL_STAGE) == "train":
-        beside.append((SERVICES, metadata["name"]))
-    for resource, name in beside:
-        try:
-            found = await kube.find(resource, metadata["namespace"], name)
-            if found is not None and owned_by(found, job_uid):
-                await kube.delete(found)
-        except KubeError as error:
-            log.warning("%s %s could not be removed: %s", resource.kind, name, error)
-            if not isinstance(error, Forbidden | Invalid):
-                return  # with the next look
-    await kube.delete(body)
-
-
-async def left_behind(kube: Kube, deed: Deed) -> list[Object]:
-    """Return what was made for earlier tries whose child is gone, the oldest first.
-
-    It is found by name, from the try before the ledger's down to the first that has left nothing:
-    what is older than that was removed, because the oldest is removed first.
-    """
-    found: list[Object] = []
-    job = deed.accepted.job
-    known = {child.name for child in deed.observed.children}
-    try:
-        for names in _earlier(job, deed.status):
-            for name in names:
-                if name in known:
-                    continue  # removed with the child itself, or its pods may still run
-                own = await kube.find(CONFIG_MAPS, job.namespace, config.config_name(name))
-                if own is None:
-                    break
-                if not owned_by(own, job.uid) or is_ending(own):
-                    continue
-                found.append(own)
-                # Without its ConfigMap nobody would look for the Service, so it goes before it.
-                meeting = (
-                    await kube.find(SERVICES, job.namespace, name) if _meets(own, job) else None
-                )
-                if meeting is not None and owned_by(meeting, job.uid) and not is_ending(meeting):
-                    found.append(meeting)
-    except KubeError as error:
-        log.warning("what earlier tries have left is not known: %s", error)
-        return []
-    return found[::-1]
-
-
-async def remove_left(kube: Kube, found: Sequence[Object]) -> None:
-    """Remove what was left behind; after what cannot be removed the rest stays to be found again."""
-    for body in found:
-        try:
-            await kube.delete(body)
-        except KubeError as error:
-            log.warning("%s %s could not be removed: %s", body["kind"], _name_of(body), error)
-            return
-
-
-def _earlier(job: ResolvedJob, ledger: JobStatus) -> list[list[str]]:
-    """Return the names of the children before the ledger's, by stage, the newest first."""
-    before = range(ledger.tries - 1, 0, -1)
-    if not ledger.prepared:
-        return [[_again(prepare_name(job.name), number) for number in before]]
-    last = ledger.attempt if ledger.trained else ledger.attempt - 1
-    attempts = [attempt_name(job.name, number) for number in range(last, 0, -1)]
-    if not ledger.trained:
-        return [attempts]
-    return [[_again(publish_name(job.name), number) for number in before], attempts]
-
-
-def _again(name: str, number: int) -> str:
-    return f"{name}-{number}" if number > 1 else name
-
-
-def _meets(body: Object, job: ResolvedJob) -> bool:
-    """Tell whether the attempt of a ConfigMap may have had a Service."""
-    trains = (body["metadata"].get("labels") or {}).get(LABEL_STAGE) == "train"
-    return trains and job.spec.resources.nodes > 1
-
-
-def _name_of(body: Object) -> str:
-    return str(body["metadata"]["name"])

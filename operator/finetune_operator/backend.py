@@ -14,7 +14,6 @@ from finetune_operator.gang import Facts, members, state
 from finetune_operator.observed import ChildState
 from finetune_operator.plan.situation import time_of
 from finetune_operator.render import Object
-from finetune_operator.render.config import stage as stage_config_map
 from finetune_operator.render.cpu_job import cpu_job
 from finetune_operator.render.indexed_job import indexed_job
 from finetune_operator.render.placement import Placement
@@ -63,22 +62,15 @@ class Backend:
 def prepare_or_publish(
     config: StageConfig, child: str, number: int, placement: Placement
 ) -> tuple[Object, ...]:
-    """Return the objects of a preparation or publishing in the order to make them, the Job last."""
-    return (
-        stage_config_map(config, child, number),
-        cpu_job(config, child, number, placement),
-    )
+    """Return the objects of a preparation or publishing: its Job."""
+    return (cpu_job(config, child, number, placement),)
 
 
 def attempt(
     backend: Backend, config: StageConfig, child: str, placement: Placement
 ) -> tuple[Object, ...]:
     """Return the objects of an attempt in the order in which to make them, the child last."""
-    number = config.attempt.number if config.attempt else 1
-    return (
-        stage_config_map(config, child, number),
-        *backend.render(config, child, placement),
-    )
+    return backend.render(config, child, placement)
 
 
 def remains(

@@ -14,7 +14,7 @@ from finetune_api.problem import Problem, Refused
 from finetune_api.status import JobStatus, ResolvedRef
 from finetune_operator import metrics
 from finetune_operator.acceptance import Acceptance, Accepted, Lost
-from finetune_operator.act import Deed, act, clean, left_behind, remove_left, superseded
+from finetune_operator.act import Deed, act, clean, superseded
 from finetune_operator.events import Recorder, transitions
 from finetune_operator.known_jobs import KnownJobs, Stale
 from finetune_operator.kube import (
@@ -195,9 +195,6 @@ class Worker:
         step = plan(job, ledger, seen, now)
         assert isinstance(ledger, JobStatus)
         if ledger != status:
-            if has_met(status, ledger):
-                met = Deed(body, accepted, ledger, seen, around, self.observer)
-                await self._clear(key, met, fresh)
             after = noted(derive(job, ledger, seen, step, now, known), notes)
             body = await self._write(body, status, after, "ledger")
             self._count(status, after)
@@ -231,16 +228,6 @@ class Worker:
         version = body["metadata"]["resourceVersion"]
         if found is None or found["metadata"]["resourceVersion"] != version:
             raise Stale
-
-    async def _clear(self, key: Key, deed: Deed, fresh: bool) -> None:
-        """Remove what earlier tries left, before the ledger says that the next one was seen.
-
-        So it is done again by who follows an operator that was killed here.
-        """
-        found = await left_behind(self.kube, deed)
-        if found:
-            await self._confirm(key, deed.body, fresh)
-        await remove_left(self.kube, found)
 
     async def _tell(
         self, body: Object, accepted: Accepted, around: Around
@@ -397,12 +384,6 @@ def _frozen(status: JobStatus, seen: Observed) -> JobStatus:
         return status
     ref = ref.model_copy(update={"prepared": digest_of(report.to_json())})
     return status.model_copy(update={"resolved": ref})
-
-
-def has_met(before: JobStatus, after: JobStatus) -> bool:
-    """Tell whether the ledger's child was seen for the first time."""
-    new = before.child is not None and not before.child.uid
-    return new and after.child is not None and bool(after.child.uid)
 
 
 def starts(child: ChildState | None) -> bool:

@@ -108,6 +108,9 @@ def _names_made_of(one: dict[str, Any]) -> list[str]:
 def _beyond_restricted(template: dict[str, Any]) -> Iterator[str]:
     """What we promise beside the standard."""
     spec = template["spec"]
+    told = template["metadata"]["annotations"]
+    if sum(len(key) + len(text.encode()) for key, text in told.items()) > 256 * 1024:
+        yield "annotations are too long"
     if spec.get("automountServiceAccountToken") is not False:
         yield "API token"
     if spec.get("enableServiceLinks") is not False:
@@ -123,7 +126,7 @@ def _beyond_restricted(template: dict[str, Any]) -> Iterator[str]:
         if not DNS_LABEL.fullmatch(volume["name"]):
             yield f"volume name {volume['name']}"
         for source in volume.get("projected", {}).get("sources", []):
-            if set(source) - {"configMap", "secret"}:
+            if set(source) - {"downwardAPI", "secret"}:
                 yield f"projected {set(source)}"
             for item in next(iter(source.values()))["items"]:
                 parts = item["path"].split("/")

@@ -24,8 +24,11 @@
   verbs: [get]
 {{- end }}
 - apiGroups: [""]
-  resources: [configmaps, services]
+  resources: [configmaps]
   verbs: [get, create, delete]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   # patch: a claim that was made for a job grows with spec.workspace.size, and keeps the names of the

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from finetune_api.resolved import StageConfig
 from finetune_operator.render import Object, owner
-from finetune_operator.render.config import config_name
 from finetune_operator.render.placement import Placement
 from finetune_operator.render.pod import Run, template
 
@@ -15,25 +14,19 @@ def cpu_job(config: StageConfig, child: str, number: int, placement: Placement) 
     Tries are the operator's to count, so the Job has none of its own. It carries no failure
     policy: with one, a pod that is deleted would only count when it is gone.
     """
-    run = Run(
-        job=config.job,
-        stage=config.stage,
-        number=number,
-        child=child,
-        digest=config.digest,
-        config_map=config_name(child),
-    )
+    run = Run(config=config, number=number, child=child)
     queue = placement.preparation_queue_labels()
     return single_shot(run, placement, queue, pods=1)
 
 
 def single_shot(run: Run, placement: Placement, queue: dict[str, str], *, pods: int) -> Object:
     """Return a Job whose first failed pod ends it and all of its other pods."""
-    labels = {**owner.labels(run.job, run.stage, run.number), **queue}
+    job = run.config.job
+    labels = {**owner.labels(job, run.config.stage, run.number), **queue}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": owner.metadata(run.job, run.child, labels),
+        "metadata": owner.metadata(job, run.child, labels),
         "spec": {
             "suspend": bool(queue),
             "parallelism": pods,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from finetune_api import GROUP
+from finetune_api.document import canonical
 from finetune_api.job.resources import CpuResources, Toleration
 from finetune_api.names import CONFIG_PATH, PROGRESS_PORT, TERMINATION_LOG
-from finetune_api.resolved import ResolvedJob, Stage
+from finetune_api.resolved import ResolvedJob, Stage, StageConfig
 from finetune_operator.render import Object, claims, environment, owner
 from finetune_operator.render.placement import Placement
 from finetune_operator.render.security import CONFINEMENT, secured
 
 CONTAINER = "trainer"
 FOLDER, CONFIG_FILE = CONFIG_PATH.rsplit("/", 1)
+ANNOTATION_CONFIG = f"{GROUP}/config"
+"""Of each pod: what its processes are told, as JSON."""
 SECRETS_FOLDER = "secrets"
 """Below ``FOLDER``: ``secrets/<name>/<key>``, as the trainer reads them."""
 SCRATCH = "ephemeral-storage"
@@ -49,14 +53,10 @@ RESERVED = (
 class Run:
     """One child of a job, and what its backend alone knows of its pods."""
 
-    job: ResolvedJob
-    stage: Stage
+    config: StageConfig
     number: int
     """Of the attempt, or of the try of preparation or publishing; from 1."""
     child: str
-    digest: str
-    """Of the stage's configuration."""
-    config_map: str
     container: str = CONTAINER
     gang: list[Object] = field(default_factory=list)
     ports: list[Object] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Run:
 
 def template(run: Run, placement: Placement) -> Object:
     """Return the pod template of a child."""
-    job, stage, platform = run.job, run.stage, placement.platform
+    job, stage, platform = run.config.job, run.config.stage, placement.platform
     volumes, mounts = claims.volumes(job, stage)
     volumes += [_settings(run), *_scratch(job, stage)]
     mounts += [
@@ -77,7 +77,7 @@ def template(run: Run, placement: Placement) -> Object:
         "image": job.trainer_image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["finetune-trainer"],
-        "args": [stage, "--config", CONFIG_PATH, "--config-digest", run.digest],
+        "args": [stage, "--config", CONFIG_PATH, "--config-digest", run.config.digest],
         "env": environment.variables(job, stage, platform, run.gang),
         "ports": run.ports,
         "resources": resources(job, stage, placement),
@@ -146,7 +146,8 @@ def _metadata(run: Run, placement: Placement) -> Object:
     platform = placement.platform
     labels = {**PEACE_LABELS, **_free(platform.pod_labels or {})}
     annotations = {**PEACE_ANNOTATIONS, **_free(platform.pod_annotations or {})}
-    labels |= owner.labels(run.job, run.stage, run.number)
+    labels |= owner.labels(run.config.job, run.config.stage, run.number)
+    annotations[ANNOTATION_CONFIG] = canonical(run.config.to_json()).decode()
     return {"labels": labels, "annotations": annotations}
 
 
@@ -157,16 +158,16 @@ def _free(words: dict[str, str]) -> dict[str, str]:
 
 
 def _settings(run: Run) -> Object:
-    """The stage's configuration, and as files beside it the secrets that the stage needs."""
-    sources: list[Object] = [
-        {
-            "configMap": {
-                "name": run.config_map,
-                "items": [{"key": CONFIG_FILE, "path": CONFIG_FILE}],
-            }
-        }
-    ]
-    for ref in claims.secrets(run.job.spec, run.stage):
+    """The stage's configuration, and as files beside it the secrets that the stage needs.
+
+    The configuration travels in the pod: nothing else has to be made, kept or removed with it. Its
+    digest in the arguments, which nobody can change, tells the trainer that it is the one it was
+    made with.
+    """
+    path = f"metadata.annotations['{ANNOTATION_CONFIG}']"
+    told = {"path": CONFIG_FILE, "fieldRef": {"apiVersion": "v1", "fieldPath": path}}
+    sources: list[Object] = [{"downwardAPI": {"items": [told]}}]
+    for ref in claims.secrets(run.config.job.spec, run.config.stage):
         path = f"{SECRETS_FOLDER}/{ref.name}/{ref.key}"
         sources.append({"secret": {"name": ref.name, "items": [{"key": ref.key, "path": path}]}})
     return {"name": "settings", "projected": {"defaultMode": 0o440, "sources": sources}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from finetune_api.resolved import StageConfig
 from finetune_operator.render import Object, owner
-from finetune_operator.render.config import config_name
 from finetune_operator.render.placement import Placement
 from finetune_operator.render.pod import Run, template, train_ports
 
@@ -29,12 +28,9 @@ def pytorch_job(config: StageConfig, child: str, placement: Placement) -> Object
     path = f"metadata.labels['{INDEX_LABEL}']"
     rank: Object = {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}
     run = Run(
-        job=config.job,
-        stage="train",
+        config=config,
         number=attempt.number,
         child=child,
-        digest=config.digest,
-        config_map=config_name(child),
         container=CONTAINER,
         gang=[
             {"name": "FINETUNE_NODE_RANK", "valueFrom": rank},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finetune_api.document import canonical
 from finetune_api.job import JobSpec
 from finetune_api.problem import Problem, Refused
 from finetune_api.resolved import Chosen, Origin, ResolvedJob
@@ -18,6 +19,8 @@ __all__ = ["profile_problems", "resolve"]
 
 NEEDED = frozenset({"missing-field", "method-exactly-one"})
 """Problems of what is absent."""
+LONGEST = 192 * 1024
+"""Bytes of a resolved job: every pod carries it in an annotation, and all of those have 256 KiB."""
 
 
 def resolve(
@@ -75,7 +78,7 @@ def resolve(
     if problems:
         raise Refused(*problems)
     assert isinstance(parsed, JobSpec)
-    return ResolvedJob(
+    resolved = ResolvedJob(
         name=look(job, "metadata", "name"),
         namespace=namespace or _text(look(job, "metadata", "namespace")) or "default",
         uid=uid or _text(look(job, "metadata", "uid")),
@@ -84,6 +87,16 @@ def resolve(
         origins={path_text(path): origin for path, origin in sorted(_known(merged).items())},
         chosen=chosen,
     )
+    if (size := len(canonical(resolved.to_json()))) > LONGEST:
+        raise Refused(
+            Problem(
+                code="job-too-long",
+                field="spec",
+                message=f"the complete job has {size:,} bytes as JSON; {LONGEST:,} are possible",
+                fix="shorten the longest lists and texts of the job and its profile",
+            )
+        )
+    return resolved
 
 
 def _merged(user: Mapping[str, Any], profile: Profile | None) -> tuple[Merged, tuple[Chosen, ...]]:

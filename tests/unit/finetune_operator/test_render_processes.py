@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from finetune_api.resolved import StageConfig
@@ -9,7 +11,7 @@ from finetune_operator.backend import BACKENDS, attempt
 from finetune_operator.render.placement import Placement
 from finetune_operator.resolve import profile_problems
 from harness.pod_templates import SPEC, pod_of, spec, variables
-from harness.rendered import CHOICES, attempt_config, job_of
+from harness.rendered import CHOICES, UID, attempt_config, job_of
 
 
 @pytest.mark.parametrize(
@@ -61,8 +63,8 @@ def test_who_is_who_in_a_gang() -> None:
     )
     template = pod_of("train", two, backend="Job")
     found = variables(template)
-    assert found["MASTER_ADDR"] == "support-bot-1-0.support-bot-1"
-    assert template["spec"]["subdomain"] == "support-bot-1"
+    assert found["MASTER_ADDR"] == "support-bot-1-0.support-bot-8c7f5e0a"
+    assert template["spec"]["subdomain"] == "support-bot-8c7f5e0a"
     assert found["FINETUNE_NODE_RANK"]["fieldRef"]["fieldPath"] == (
         "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     )
@@ -71,25 +73,38 @@ def test_who_is_who_in_a_gang() -> None:
     assert "MASTER_ADDR" not in variables(alone)
 
 
-def test_a_childs_configuration_says_all_that_its_processes_need() -> None:
+def test_a_pod_carries_the_configuration_that_its_arguments_name() -> None:
     config = attempt_config(job_of(SPEC), 3)
-    written = attempt(BACKENDS["Job"], config, "support-bot-3", Placement())[0]
-    assert written["metadata"]["name"] == "support-bot-3-config"
-    assert written["immutable"] is True
-    found = StageConfig.model_validate_json(written["data"]["job.json"])
+    (made,) = attempt(BACKENDS["PyTorchJob"], config, "support-bot-3", Placement())
+    template = made["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    text = template["metadata"]["annotations"]["finetune.dev/config"]
+    found = StageConfig.model_validate_json(text)
     assert found == config
     assert found.choices == CHOICES
-    assert written["metadata"]["annotations"]["finetune.dev/digest"] == found.digest
-
-
-def test_the_digest_in_the_arguments_is_that_of_the_file() -> None:
-    config = attempt_config(job_of(SPEC))
-    made = attempt(BACKENDS["PyTorchJob"], config, "support-bot-1", Placement())
-    template = made[-1]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     assert template["spec"]["containers"][0]["args"] == [
         "train",
         "--config",
         "/etc/finetune/job.json",
         "--config-digest",
-        made[0]["metadata"]["annotations"]["finetune.dev/digest"],
+        "sha256:" + hashlib.sha256(text.encode()).hexdigest(),
     ]
+
+
+def test_no_profile_says_what_a_pod_is_told() -> None:
+    platform = {"podAnnotations": {"finetune.dev/config": "{}", "team": "ml"}}
+    annotations = pod_of("prepare", platform=platform)["metadata"]["annotations"]
+    assert annotations["team"] == "ml"
+    assert StageConfig.model_validate_json(annotations["finetune.dev/config"]).stage == "prepare"
+
+
+def test_all_attempts_of_a_job_are_found_by_one_service() -> None:
+    job = job_of(spec(resources={"nodes": 2}))
+    first, second = (
+        attempt(BACKENDS["Job"], attempt_config(job, number), f"support-bot-{number}", Placement())
+        for number in (1, 2)
+    )
+    assert first[0] == second[0]
+    assert first[0]["spec"]["selector"] == {
+        "finetune.dev/job-uid": UID,
+        "finetune.dev/stage": "train",
+    }

@@ -117,6 +117,7 @@ def test_the_profile_may_let_a_mesh_in_but_not_take_our_labels() -> None:
     metadata = pod_of("train", platform=platform)["metadata"]
     assert metadata["labels"]["sidecar.istio.io/inject"] == "true"
     assert metadata["labels"]["finetune.dev/job-uid"] == UID
+    del metadata["annotations"]["finetune.dev/config"]
     assert metadata["annotations"] == {
         "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
         "karpenter.sh/do-not-disrupt": "true",

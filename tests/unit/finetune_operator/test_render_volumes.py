@@ -84,9 +84,16 @@ def test_secrets_are_files_and_only_where_a_stage_needs_them() -> None:
     )
     assert settings["projected"]["sources"] == [
         {
-            "configMap": {
-                "name": "support-bot-prepare-config",
-                "items": [{"key": "job.json", "path": "job.json"}],
+            "downwardAPI": {
+                "items": [
+                    {
+                        "path": "job.json",
+                        "fieldRef": {
+                            "apiVersion": "v1",
+                            "fieldPath": "metadata.annotations['finetune.dev/config']",
+                        },
+                    }
+                ]
             }
         },
         {"secret": {"name": "hf", "items": [{"key": "token", "path": "secrets/hf/token"}]}},

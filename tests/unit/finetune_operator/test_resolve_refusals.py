@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from typing import Any
 
@@ -481,6 +482,20 @@ def test_what_is_too_large_is_refused_in_little_memory(key: str) -> None:
     said = "spec holds more than 20,000 values"
     assert found == [("spec", "too-large", said, "remove what no field of the job needs")]
     assert most < 8 * 2**20
+
+
+def test_a_job_that_no_pod_can_carry_is_refused() -> None:
+    """All annotations of a pod have 262,144 bytes together, and the job is one of them."""
+    ranks = {f"layers.{number:02}.{'x' * 1000}": 8 for number in range(64)}  # 1,010 letters each
+    modules = [f"{number:03}{'x' * 247}" for number in range(250)]  # 250 letters each
+    lora = {"rankPattern": ranks, "alphaPattern": ranks, "targetModules": modules}
+    ((field, code, message, fix),) = refused(job({"method": {"lora": lora}}))
+    assert (field, code) == ("spec", "job-too-long")
+    assert re.fullmatch(
+        r"the complete job has 24\d,\d{3} bytes as JSON; 196,608 are possible", message
+    )
+    assert fix == "shorten the longest lists and texts of the job and its profile"
+    resolve(job({"method": {"lora": {**lora, "targetModules": modules[:1]}}}))
 
 
 def test_of_many_names_with_nothing_behind_them_the_first_are_said() -> None:

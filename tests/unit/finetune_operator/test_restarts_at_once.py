@@ -81,7 +81,7 @@ def test_while_one_starts_another_waits_and_then_starts(two):
 
 def test_a_start_that_the_cluster_refuses_holds_no_place(two):
     two.kube.refuse = lambda method, path: (
-        403 if method == "POST" and "configmaps" in path else None
+        403 if method == "POST" and path.endswith("jobs") else None
     )
     two.settle()
     assert two.conditions()["Recovering"][1] == "CreationForbidden"
@@ -92,7 +92,7 @@ def test_a_start_that_the_cluster_refuses_holds_no_place(two):
 
 def test_a_start_without_an_answer_holds_no_place(two):
     two.kube.refuse = lambda method, path: (
-        500 if method == "POST" and "configmaps" in path else None
+        500 if method == "POST" and path.endswith("jobs") else None
     )
     with pytest.raises(Exception, match="refused by the test"):
         two.settle()

@@ -1,12 +1,10 @@
-"""What was made for attempts that were stopped goes, and costs no request that anyone waits for."""
-
-from datetime import timedelta
+"""However often a job begins again, what was made for it stays the same few objects."""
 
 import pytest
 
-from finetune_operator.kube import Forbidden
 from harness.looks import CLAIMS, MAPS, NAMESPACE, Looks
 from harness.memory_api import Crash
+from harness.operator_driver import JOBS
 from harness.played_runs import Run, trains_forever
 
 SERVICES = f"/api/v1/namespaces/{NAMESPACE}/services"
@@ -19,21 +17,6 @@ def gang(script=trains_forever):
     looks.api.create(CLAIMS, claim)
     looks.create(resources={"nodes": 2}, workspace={"claimName": "shared"})
     return looks
-
-
-def listen(looks):
-    """Keep each request for a ConfigMap or a Service from here on."""
-    asked = []
-    answer = looks.kube.refuse
-
-    def hear(method, path):
-        kind, _, name = path.partition(f"/namespaces/{NAMESPACE}/")[2].partition("/")
-        if kind in ("configmaps", "services"):
-            asked.append(f"{method} {kind} {name}".strip())
-        return answer(method, path)
-
-    looks.kube.refuse = hear
-    return asked
 
 
 def stop(looks, turns=4):
@@ -52,17 +35,23 @@ def resume(looks):
     assert looks.status["phase"] == "Running"
 
 
-def maps(looks):
-    """Return the ConfigMaps of children."""
-    names = [one["metadata"]["name"] for one in looks.api.get(MAPS)["items"]]
-    return sorted(name for name in names if name.endswith("-config"))
+def beside(looks):
+    """Return what was made for the job beside its children and their pods."""
+    made = [looks.api.get(kind)["items"] for kind in (MAPS, SERVICES)]
+    return [sorted(one["metadata"]["name"] for one in found) for found in made]
 
 
-def services(looks):
-    return sorted(one["metadata"]["name"] for one in looks.api.get(SERVICES)["items"])
+def folder(looks):
+    job = looks.api.get(f"{JOBS.format(namespace=NAMESPACE)}/bot")
+    return f"bot-{job['metadata']['uid'].replace('-', '')[:8]}"
 
 
-def test_after_six_rounds_of_suspend_and_resume_one_attempt_s_objects_are_there():
+def one_of_each(looks):
+    name = folder(looks)
+    return [[f"{name}-prepared", f"{name}-resolved"], [name]]
+
+
+def test_after_six_rounds_of_suspend_and_resume_nothing_has_gathered():
     looks = gang()
     looks.train()
     for _ in range(6):
@@ -70,10 +59,11 @@ def test_after_six_rounds_of_suspend_and_resume_one_attempt_s_objects_are_there(
         resume(looks)
 
     assert looks.status["attempt"] == 7
-    assert (maps(looks), services(looks)) == (["bot-7-config"], ["bot-7"])
+    assert beside(looks) == one_of_each(looks)
+    assert looks.children() == ["bot-7"]
 
 
-def test_a_preparation_that_is_stopped_leaves_nothing_either():
+def test_preparations_that_are_stopped_leave_nothing():
     looks = Looks(script=lambda stage, *_: Run(forever=True))
     looks.create()
     looks.turn()
@@ -85,75 +75,31 @@ def test_a_preparation_that_is_stopped_leaves_nothing_either():
     looks.turn()
     looks.settle()
     assert looks.status["tries"] == 4
-    assert maps(looks) == ["bot-prepare-4-config"]
+    assert beside(looks) == [[f"{folder(looks)}-resolved"], []]
 
 
-def test_attempts_that_never_run_leave_nothing_but_the_last():
-    looks = gang()
-    looks.player.held = {"bot-2-", "bot-3-", "bot-4-"}
-    looks.train()
-    for _ in range(3):
-        stop(looks)
-        looks.change(suspend=False)
-        for _ in range(3):
-            looks.turn()
-        looks.settle()
-    assert looks.status["attempt"] == 4
-    assert (maps(looks), services(looks)) == (["bot-4-config"], ["bot-4"])
-
-
-def test_what_publishing_follows_goes_too():
+def test_a_service_that_somebody_removed_is_there_for_the_next_attempt():
     looks = gang()
     looks.train()
+    looks.api.request("DELETE", f"{SERVICES}/{folder(looks)}")
     stop(looks)
-    looks.player.script = lambda *_: Run()
-    looks.player.held = {"bot-2-0"}
-    looks.change(suspend=False)
-    for _ in range(3):
-        looks.turn()
-    looks.player.held = set()
-    looks.live()
-    assert looks.status["outcome"] == "Succeeded"
-    assert "bot-1-config" not in maps(looks)
+    resume(looks)
+    assert beside(looks) == one_of_each(looks)
 
 
-def test_it_is_asked_for_once_and_only_after_the_next_attempt_was_made():
+def test_a_service_of_somebody_else_is_said_and_left_alone():
     looks = gang()
-    looks.train()
-    stop(looks)
-    asked = listen(looks)
-    looks.change(suspend=False)
-    for _ in range(4):
+    foreign = {"metadata": {"name": folder(looks)}, "spec": {"clusterIP": "None"}}
+    looks.api.create(SERVICES, foreign)
+    for _ in range(12):
         looks.turn()
-    looks.settle()
-    made = ["POST configmaps", "POST services"]
-    assert asked[:2] == made
-    assert set(asked[2:]) == {
-        "GET configmaps bot-1-config",
-        "GET services bot-1",
-        "DELETE services bot-1",
-        "DELETE configmaps bot-1-config",
-    }
-    assert asked.index("DELETE services bot-1") < asked.index("DELETE configmaps bot-1-config")
-    del asked[:]
-    looks.restart()
-    hear = listen(looks)
-    for _ in range(5):
-        looks.settle()
-    assert [one for one in asked + hear if "-config" in one or "services" in one] == []
-
-
-def test_a_first_attempt_asks_for_nothing_of_earlier_ones():
-    looks = gang(script=lambda *_: Run())
-    asked = listen(looks)
-    looks.live()
-    assert [one for one in asked if one.startswith("GET") and "-config" in one] == [
-        "GET configmaps bot-prepare-config",
-        "GET configmaps bot-1-config",
-    ], "each once, when it has ended and its successor runs"
-    assert asked.index("GET configmaps bot-1-config") > asked.index(
-        "DELETE configmaps bot-prepare-config"
+    reason, said = looks.conditions()["Running"][1:]
+    assert reason == "NameTaken"
+    assert said == (
+        f"Service {folder(looks)} exists and is not this job's; remove it, or give the job"
+        " another name"
     )
+    assert looks.children() == ["bot-prepare"]
 
 
 def round_trip(looks):
@@ -183,69 +129,4 @@ def test_killed_at_each_write_it_leaves_the_same(when):
         looks.kube.crash_at = (when, looks.kube.count + number)
         round_trip(looks)
         assert looks.status["attempt"] == 3, f"killed {when} write {number}"
-        found = (maps(looks), services(looks))
-        expected = (["bot-3-config"], ["bot-3"])
-        assert found == expected, f"killed {when} write {number}"
-
-
-def test_what_could_not_be_removed_goes_with_the_next_attempt():
-    looks = gang()
-    looks.train()
-    stop(looks)
-    looks.kube.refuse = lambda method, path: (
-        500 if method == "DELETE" and ("services" in path or "configmaps" in path) else None
-    )
-    resume(looks)
-    assert services(looks) == ["bot-1", "bot-2"]
-    looks.kube.refuse = lambda method, path: None
-    stop(looks)
-    resume(looks)
-    assert (maps(looks), services(looks)) == (["bot-3-config"], ["bot-3"])
-
-
-def test_what_is_kept_for_its_log_and_what_is_somebody_else_s_stays():
-    def script(stage, attempt, node):
-        del node
-        if stage == "train" and attempt == 2:
-            return Run(exit_code=20, step=45, checkpoint=40)
-        return Run(forever=stage == "train")
-
-    looks = gang(script)
-    looks.train()
-    stop(looks)
-    (own,) = [one for one in looks.api.get(MAPS)["items"] if "bot-1-c" in one["metadata"]["name"]]
-    looks.api.request("DELETE", f"{MAPS}/bot-1-config")
-    looks.api.create(MAPS, {"metadata": {"name": "bot-1-config"}, "data": own["data"]})
-    looks.change(suspend=False)
-    for _ in range(8):
-        looks.turn()
-    looks.ahead += timedelta(minutes=2)
-    for _ in range(5):
-        looks.turn()
-    assert looks.status["attempt"] == 3
-    assert {"bot-2", "bot-3"} <= set(looks.children())
-    assert maps(looks) == ["bot-1-config", "bot-2-config", "bot-3-config"]
-
-
-def test_a_quota_that_is_full_of_what_was_left_makes_room():
-    looks = gang()
-    looks.train()
-    stop(looks)
-
-    create = looks.kube.create
-
-    async def within_quota(body):
-        if body["kind"] == "Service" and services(looks):
-            text = (
-                'services "bot-2" is forbidden: exceeded quota: small, requested: count/services=1'
-            )
-            raise Forbidden(403, text)
-        return await create(body)
-
-    looks.kube.create = within_quota
-    looks.change(suspend=False)
-    for _ in range(3):
-        looks.turn()
-    looks.settle()
-    assert looks.status["phase"] == "Running"
-    assert services(looks) == ["bot-2"]
+        assert beside(looks) == one_of_each(looks), f"killed {when} write {number}"
