@@ -5,6 +5,8 @@ import threading
 import time
 import urllib.request
 
+import pytest
+
 from harness.api_proxy import ApiProxy
 from harness.jobs import folder_of, playing
 from harness.killed_operators import killed_operators
@@ -74,6 +76,7 @@ def preempted_once(stage, attempt, node):
     return Run()
 
 
+@pytest.mark.timeout(600)
 def test_killed_before_and_after_every_write_a_job_ends_as_undisturbed(jobs, tmp_path):
     """No operator lives longer than until its first write; each is met before and after it."""
     player = PodPlayer(jobs.api, jobs.namespace, preempted_once, pause=0.3)

@@ -42,6 +42,7 @@ def one_fails_once(stage, attempt, node):
     return Run()
 
 
+@pytest.mark.timeout(600)
 def test_killed_before_and_after_every_write_a_gang_ends_as_undisturbed(kubeflow, jobs, tmp_path):
     """No operator lives longer than until its first write; each is met before and after it."""
     player = PodPlayer(kubeflow.api, jobs.namespace, one_fails_once, pytorch=True, pause=0.3)

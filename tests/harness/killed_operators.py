@@ -16,6 +16,8 @@ from harness.jobs import Jobs
 from harness.operator_driver import IMAGE, operator_token
 from harness.operator_forks import Forks
 
+STANDSTILL = 60.0
+"""Seconds without another cut after which nothing goes on: each costs a start and a back-off."""
 FLAGS = ["--trainer-image", IMAGE, "--probe-address", "127.0.0.1", "--probe-port", "0"]
 
 
@@ -31,9 +33,12 @@ class KilledOperators:
         self._forks = Forks(self._proxy.kubeconfig, folder / "operator.log")
         self._proxy.cut, self._proxy.killed = self._cut, self._forks.kill
 
-    def work_until_ended(self, name: str, timeout: float = 150.0) -> None:
-        """Start one whenever the last was killed, until a job has ended."""
-        deadline, asked = time.monotonic() + timeout, 0.0
+    def work_until_ended(self, name: str) -> None:
+        """Start one whenever the last was killed, until a job has ended.
+
+        How long that takes in all is the machine's affair; only a standstill is none.
+        """
+        asked, seen, since = 0.0, 0, time.monotonic()
         while True:
             if not self._forks.alive():
                 self._forks.start("--namespaces", self._jobs.namespace, *FLAGS)
@@ -43,7 +48,9 @@ class KilledOperators:
                     return
                 asked = now
             cuts = self._cut.cuts
-            assert now < deadline, f"{len(cuts)} cuts, the last {cuts[-1:]}"
+            if len(cuts) > seen:
+                seen, since = len(cuts), now
+            assert now - since < STANDSTILL, f"{len(cuts)} cuts, the last {cuts[-1:]}"
             time.sleep(0.02)
 
     def stored(self, method: str) -> list[str]:
