@@ -30,6 +30,8 @@ UNUSED = {
         "jobs",
     ): "a Job whose name is taken is looked at, and one that pods name and no list has",
     ("get", "pytorchjobs"): "a PyTorchJob in the same cases",
+    ("get", "configmaps"): "an operator that has just begun reads how its jobs were accepted",
+    ("delete", "configmaps"): "one that somebody wrote before the operator did, under its name",
     ("delete", "pods"): "pods whose child was deleted without them",
 }
 """What an ordinary life may do without, and why it is granted."""

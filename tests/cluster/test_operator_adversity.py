@@ -67,7 +67,7 @@ def test_made_again_under_its_name_it_is_another_job(plane, api, jobs, tmp_path)
         "late-publish": old["late"],
     }
     assert in_the_way == (
-        "ConfigMap early-prepare-config belongs to an earlier job of this name and goes with it"
+        "Job early-prepare belongs to an earlier job of this name and goes with it"
     )
     assert counted == dict.fromkeys(names, ("Succeeded", 1, 0, 0))
     for name in names:

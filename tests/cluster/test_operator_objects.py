@@ -1,6 +1,7 @@
 """Objects that a job needs, in other hands: names, ConfigMaps, profiles, on a real API server."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -8,9 +9,10 @@ import pytest
 from harness.control_plane import ApiError
 from harness.jobs import MERGE, folder_of, playing
 from harness.operator_driver import operator, wait_for
-from harness.played_runs import first_try_of
+from harness.played_runs import Run, first_try_of
 from harness.pod_player import PodPlayer
 
+CONFIG = "finetune.dev/config"
 QUICK = ["--unreachable-seconds", "1", "--progress-seconds", "1"]
 
 
@@ -32,12 +34,11 @@ def template_of(jobs, child):
 
 def resolved_of(jobs, child):
     """What a child's processes are told of the job."""
-    data = jobs.find("configmaps", f"{child}-config")["data"]["job.json"]
-    return json.loads(data)["job"]
+    return json.loads(template_of(jobs, child)["metadata"]["annotations"][CONFIG])["job"]
 
 
 def test_what_has_the_name_is_left_alone_and_waited_for(plane, api, jobs, tmp_path):
-    """A Job of nobody, one of another owner, one that is going, a Service, a ConfigMap."""
+    """A Job of nobody, one of another owner, one that is going, a Service."""
     log = tmp_path / "operator.log"
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "controller": True}
     owner["uid"] = "00000000-0000-4000-8000-00000000000f"
@@ -52,22 +53,26 @@ def test_what_has_the_name_is_left_alone_and_waited_for(plane, api, jobs, tmp_pa
         body["spec"] = {"suspend": True, "template": {"spec": pod}}
         api.create(jobs.path("jobs"), body)
     jobs.delete("jobs", "going-publish")
-    service = {"metadata": {"name": "gang-1"}, "spec": {"ports": [{"port": 80}]}}
-    api.create(jobs.path("services"), service)
-    api.create(jobs.path("configmaps"), {"metadata": {"name": "config-1-config"}, "data": {}})
     before = {name: jobs.find("jobs", name)["metadata"]["uid"] for name in foreign}
     said = "exists and is not this job's; remove it, or give the job another name"
     expected = {
         "owned": ("Prepared", f"Job owned-prepare {said}"),
         "nobody": ("Running", f"Job nobody-1 {said}"),
         "going": ("Running", "Job going-publish is being removed; its name is needed"),
-        "gang": ("Running", f"Service gang-1 {said}"),
-        "config": ("Running", f"ConfigMap config-1-config {said}"),
     }
-    player = PodPlayer(api, jobs.namespace)
+    free = threading.Event()
+    player = PodPlayer(
+        api, jobs.namespace, scripts={"gang": lambda *_: Run(forever=not free.is_set())}
+    )
     with playing(player), operator(plane.kubeconfig, jobs.namespace, log, *QUICK) as process:
         for name in expected:
-            jobs.submit(name, resources={"nodes": 2} if name == "gang" else {})
+            jobs.submit(name)
+        service = folder_of("gang", jobs.submit("gang", resources={"nodes": 2}))
+        expected["gang"] = ("Running", f"Service {service} {said}")
+        wait_for(lambda: jobs.phase("gang") == "Preparing", process)
+        body = {"metadata": {"name": service}, "spec": {"ports": [{"port": 80}]}}
+        api.create(jobs.path("services"), body)
+        free.set()
         for name, (kind, message) in expected.items():
             wanted = ("False", "NameTaken", message)
             wait_for(lambda n=name, k=kind, w=wanted: jobs.condition(n, k) == w, process)
@@ -76,8 +81,7 @@ def test_what_has_the_name_is_left_alone_and_waited_for(plane, api, jobs, tmp_pa
         jobs.delete("jobs", "owned-prepare")
         jobs.delete("jobs", "nobody-1")
         jobs.change("jobs", "going-publish", {"metadata": {"finalizers": None}})
-        jobs.delete("services", "gang-1")
-        jobs.delete("configmaps", "config-1-config")
+        jobs.delete("services", service)
         for name in expected:
             wait_for(lambda name=name: jobs.outcome(name), process)
 
@@ -125,7 +129,6 @@ def test_what_a_tenant_does_to_the_config_maps_changes_no_training(plane, api, j
             edit = refused(
                 jobs.change, "configmaps", maps["deleted"] + "-resolved", {"data": {"job.json": ""}}
             )
-            jobs.delete("configmaps", "child-1-config")
             report = jobs.find("configmaps", maps["found"] + "-prepared")["data"]
             wait_for(lambda: jobs.find("pods", "found-prepare-0-abcde") is None, process)
         # The operator is away, so that it cannot go by what it remembers.

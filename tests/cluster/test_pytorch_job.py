@@ -54,14 +54,10 @@ def test_killed_before_and_after_every_write_a_gang_ends_as_undisturbed(kubeflow
     assert operators.stored("POST") == [
         f"{folder}-resolved",
         "bot-workspace",
-        "bot-prepare-config",
         "bot-prepare",
         f"{folder}-prepared",
-        "bot-1-config",
         "bot-1",
-        "bot-2-config",
         "bot-2",
-        "bot-publish-config",
         "bot-publish",
     ]
     assert operators.survived() == []
@@ -144,7 +140,7 @@ def test_the_longest_name_of_a_job_works(kubeflow, jobs, tmp_path, backend):
     player = PodPlayer(kubeflow.api, jobs.namespace, one_fails_once, pytorch=True)
     log = tmp_path / "operator.log"
     with playing(player), operator(kubeflow.kubeconfig, jobs.namespace, log, *QUICK) as process:
-        jobs.submit(name, resources=TWO, backend=backend)
+        uid = jobs.submit(name, resources=TWO, backend=backend)
         wait_for(lambda: jobs.outcome(name), process)
         pods = kubeflow.api.get(jobs.path("pods"))["items"]
         services = jobs.names("services")
@@ -164,6 +160,5 @@ def test_the_longest_name_of_a_job_works(kubeflow, jobs, tmp_path, backend):
         made.format(0),
         made.format(1),
     ]
-    # The attempt that failed is kept, with its Service; the last one is over.
-    assert services == ([f"{name}-1"] if backend == "Job" else [])
+    assert services == ([folder_of(name, uid)] if backend == "Job" else [])
     assert all(len(pod["spec"].get("hostname", "")) <= 63 for pod in pods)
