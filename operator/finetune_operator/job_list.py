@@ -24,8 +24,8 @@ from finetune_operator.worker import Worker
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 10.0
-"""Seconds for which a job that was listed again lets new jobs and ended pods go first."""
+PATIENCE = 30.0
+"""Seconds for which what may wait lets new jobs and pods that have ended go first."""
 SPREAD = 30.0
 """Seconds at most over which the looks that follow a list are spread."""
 

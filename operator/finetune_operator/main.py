@@ -66,7 +66,7 @@ class Operator:
         acceptance = Acceptance(self.kube, self.profiles, settings.trainer_image)
         self.seen = LastSeen()
         self.puller = Puller(
-            self.queue.add,
+            lambda key: self.queue.add(key, 0.0, PATIENCE),
             every=settings.progress_seconds,
             rate=settings.progress_per_second,
             instead=LogReader(self.kube).read if settings.progress_from_logs else None,
@@ -151,7 +151,9 @@ class Operator:
     def _enqueue(self, key: Key, delay: float) -> None:
         """Ask for a look. What may wait waits longer, and gathers more, while there is much to do.
 
-        New jobs and pods that have ended go before it.
+        New jobs and pods that have ended go before it, as they do before progress, and before a
+        look that the one before has asked for: with few requests a second, what is started is
+        started before it is said how the others do.
         """
         patience = PATIENCE if delay else 0.0
         self.queue.add(key, delay * CROWDED if self._is_crowded() else delay, patience)
@@ -307,7 +309,7 @@ class Operator:
             wait = await self.worker.look(key)
             self.queue.succeed(key)
             if wait is not None:
-                self.queue.add(key, wait)
+                self.queue.add(key, wait, PATIENCE)
         except Conflict as error:
             result = "conflict"
             metrics.API_ERRORS.labels("409").inc()

@@ -70,7 +70,28 @@ def test_changes_that_may_wait_gather_longer_while_many_are_at_work(
         operator._enqueue(KEY, 0.2)
         operator._enqueue(KEY, 0.0)
 
-    assert asked == [(0.2, 10), (0, 0), (0.2, 10), (0, 0), (1.0, 10), (0, 0)]
+    assert asked == [(0.2, 30), (0, 0), (0.2, 30), (0, 0), (1.0, 30), (0, 0)]
+
+
+def test_progress_and_what_a_look_has_asked_for_let_new_jobs_go_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 200 jobs that began together, looks 5 s after each start took the others' requests."""
+    operator = Operator(Settings())
+    asked: list[tuple[float, float]] = []
+
+    async def look(key: Key) -> float:
+        return 5.0
+
+    def add(key: Key, delay: float = 0.0, patience: float = 0.0) -> None:
+        asked.append((delay, patience))
+
+    monkeypatch.setattr(operator.worker, "look", look)
+    monkeypatch.setattr(operator.queue, "add", add)
+    asyncio.run(operator._look(KEY))
+    operator.puller._found(KEY)
+
+    assert asked == [(5.0, 30), (0, 30)]
 
 
 def test_a_store_that_counts_by_itself_is_asked_for_its_newest_state() -> None:
