@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,14 +15,27 @@ from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_GIVEN: set[int] = set()
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
+_PORTS = range(20_000, 30_000)
+"""Below those that the kernel gives to connections, and those of services: what listens on one and is
+started again finds it free."""
+
+
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of this machine that nobody listens on now, another one each time."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+        if port not in _GIVEN:
+            _GIVEN.add(port)
+            return port
+    raise RuntimeError(f"no port of {_PORTS.start} to {_PORTS.stop - 1} is free")
 
 
 def _end_with_parent() -> None:
