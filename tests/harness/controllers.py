@@ -64,6 +64,8 @@ def controller_manager(
         "cluster-signing-key-file": pki / "ca.key",
         "allocate-node-cidrs": "false",
         "node-monitor-period": "1s",
+        # A claim that is seen before its volume is bound when it is looked at again.
+        "pvclaimbinder-sync-period": "1s",
         "node-monitor-grace-period": f"{node_grace:g}s",
         "controllers": ",".join(("*", *(f"-{name}" for name in without))),
     }
