@@ -11,7 +11,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +121,16 @@ class Watched:
             "127.0.0.1", api.port, context=context, timeout=300
         )
         self._connection.connect()
+        assert self._connection.sock is not None
+        self._connection.sock.settimeout(None)  # for as long as nothing happens to the job
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End the watch."""
         assert self._connection.sock is not None
-        self._connection.sock.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the API server has ended it
+            self._connection.sock.shutdown(socket.SHUT_RDWR)
         self._thread.join(10)
         self._connection.close()
 
