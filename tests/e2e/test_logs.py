@@ -36,7 +36,7 @@ def job(cluster):
 
 
 def speaks(cluster, uid, attempt, rank, lines):
-    """Start a pod of an attempt that says four lines a second."""
+    """Start a pod of an attempt that says four lines a second once it is told to."""
     name = f"bot-{attempt}-{rank}"
     labels = {
         "finetune.dev/job": "bot",
@@ -45,11 +45,19 @@ def speaks(cluster, uid, attempt, rank, lines):
         "finetune.dev/attempt": str(attempt),
         "batch.kubernetes.io/job-completion-index": str(rank),
     }
-    loop = f"i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; sleep 0.25; done"
+    loop = f"until [ -e /tmp/speak ]; do sleep 0.1; done; i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; sleep 0.25; done"
     container = {"name": "trainer", "image": BUSYBOX_IMAGE, "command": ["sh", "-c", loop]}
     spec = {"restartPolicy": "Never", "containers": [container]}
     cluster.api.create(PODS, {"metadata": {"name": name, "labels": labels}, "spec": spec})
     return name
+
+
+def tell(cluster, *names):
+    """Let pods speak, once all of them run."""
+    for name in names:
+        wait_phase(cluster, name, "Running")
+    for name in names:
+        cluster.kubectl("exec", "-n", NAMESPACE, name, "--", "touch", "/tmp/speak")
 
 
 def wait_phase(cluster, name, phase):
@@ -76,15 +84,16 @@ def test_every_line_once_whatever_breaks_in_between(cluster, job, tmp_path):
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
         following = subprocess.Popen(logs(cluster, "-f"), stdout=out, stderr=err, cwd=tmp_path)
     try:
-        for name in first:
-            wait_phase(cluster, name, "Running")
-        time.sleep(4)
+        tell(cluster, *first)
+        told = tmp_path / "out"
+        until(lambda: all(f"[{name}] line 4\n" in told.read_text() for name in first), "both spoke")
         cluster.stop_api_server()
         time.sleep(3)
         cluster.start_api_server()
         for name in first:
             wait_phase(cluster, name, "Succeeded")
         last = speaks(cluster, uid, 2, 0, 10)
+        tell(cluster, last)
         wait_phase(cluster, last, "Succeeded")
         cluster.api.delete(f"{JOBS}/bot")
         assert following.wait(60) == 0, (tmp_path / "err").read_text()
@@ -104,8 +113,13 @@ def test_every_line_once_whatever_breaks_in_between(cluster, job, tmp_path):
 
 def test_attempt_rank_and_the_run_before(cluster, job, tmp_path):
     uid = job["metadata"]["uid"]
-    for attempt, rank, lines in ((1, 0, 2), (1, 1, 3), (2, 0, 4)):
-        wait_phase(cluster, speaks(cluster, uid, attempt, rank, lines), "Succeeded")
+    pods = [
+        speaks(cluster, uid, attempt, rank, lines)
+        for attempt, rank, lines in ((1, 0, 2), (1, 1, 3), (2, 0, 4))
+    ]
+    tell(cluster, *pods)
+    for name in pods:
+        wait_phase(cluster, name, "Succeeded")
     assert printed(cluster, tmp_path).stdout.split("\n") == [
         "line 1",
         "line 2",
