@@ -12,11 +12,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from harness.disturbed import SPEC, Disturbed, End, all_go_on, all_held, all_train
+from harness.disturbed import SPEC, Disturbed, End, all_go_on, all_held, all_told, all_train
 from harness.stage_config import merged
 from harness.tenant import processes_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MAINTENANCE = "example.com/maintenance"
 """A taint that the operator tolerates and no job does."""
@@ -24,14 +24,14 @@ TOLD = {"Preempted"}
 LOST = {"LostInfrastructure"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kubeflow(tenant, twin):
     twin()  # the quota leaves no room beside it
     tenant.start("kubeflow", merged(SPEC, {"backend": "PyTorchJob"}))
     return Disturbed(tenant, "kubeflow")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def plain(tenant, twin):
     twin()
     tenant.start("plain", merged(SPEC, {"backend": "Job"}))
@@ -89,9 +89,11 @@ def test_a_container_that_uses_too_much_memory_fails_its_job(tenant, hungry, kub
 
 def test_a_pod_is_evicted_and_a_pod_is_deleted(tenant, kubeflow, plain):
     jobs = (kubeflow, plain)
-    before = all_train(jobs)
-    evict(tenant, before["kubeflow"].names[1])
-    delete(tenant, before["plain"].names[0])
+    with ExitStack() as held:
+        before = all_held(jobs, held)
+        evict(tenant, before["kubeflow"].names[1])
+        delete(tenant, before["plain"].names[0])
+        all_told(tenant, before["kubeflow"].pods[1], before["plain"].pods[0])
     after = all_go_on([End(job, before[job.name], TOLD, together=True) for job in jobs])
     assert "EvictionByEvictionAPI" in after["kubeflow"]["lastFailure"]["message"]
     assert after["plain"]["lastFailure"]["exitCode"] == 143
@@ -101,14 +103,15 @@ def test_a_pod_is_evicted_and_a_pod_is_deleted(tenant, kubeflow, plain):
 def test_training_operator_is_killed_and_a_pod_is_deleted_by_force(
     cluster, tenant, kubeflow, plain
 ):
-    before = all_train((plain, kubeflow))
-    delete(tenant, before["plain"].names[1], "--grace-period=0", "--force")
-    cluster.stop_training_operator()
-    try:
-        delete(tenant, before["kubeflow"].names[0])
-        time.sleep(5)
-    finally:
-        cluster.start_training_operator()
+    with ExitStack() as down:
+        with ExitStack() as held:
+            before = all_held((plain, kubeflow), held)
+            delete(tenant, before["plain"].names[1], "--grace-period=0", "--force")
+            down.callback(cluster.start_training_operator)
+            cluster.stop_training_operator()
+            delete(tenant, before["kubeflow"].names[0])
+            all_told(tenant, before["kubeflow"].pods[0])
+        time.sleep(5)  # they end while it is down
     # Nobody told kubeflow's other pod: it heard of the signal from the rank that was told.
     after = all_go_on(
         [
@@ -122,12 +125,14 @@ def test_training_operator_is_killed_and_a_pod_is_deleted_by_force(
 def test_the_operator_is_killed_while_pods_go(tenant, operator_pod, kubeflow, plain):
     """What it did not see itself it takes from what is left, and counts it once."""
     jobs = (kubeflow, plain)
-    before = all_train(jobs)
-    pod = operator_pod()
-    for process in processes_of(pod):
-        os.kill(process, signal.SIGKILL)
-    delete(tenant, before["kubeflow"].names[0])
-    evict(tenant, before["plain"].names[1])
+    with ExitStack() as held:
+        before = all_held(jobs, held)
+        pod = operator_pod()
+        for process in processes_of(pod):
+            os.kill(process, signal.SIGKILL)
+        delete(tenant, before["kubeflow"].names[0])
+        evict(tenant, before["plain"].names[1])
+        all_told(tenant, before["kubeflow"].pods[0], before["plain"].pods[1])
     all_go_on([End(job, before[job.name], TOLD | LOST, together=True) for job in jobs])
     again = operator_pod()
     assert again["metadata"]["uid"] == pod["metadata"]["uid"]
@@ -160,15 +165,16 @@ def test_the_operator_is_upgraded_while_jobs_run(tenant, upgrade, operator_pod, 
 
 def test_the_node_is_tainted(cluster, tenant, kubeflow, plain):
     jobs = (kubeflow, plain)
-    before = all_train(jobs)
-    cluster.add_taint(MAINTENANCE, effect="NoExecute")
-    try:
+    with ExitStack() as held, ExitStack() as tainted:
+        before = all_held(jobs, held)
+        tainted.callback(cluster.remove_taint, MAINTENANCE)
+        cluster.add_taint(MAINTENANCE, effect="NoExecute")
+        all_told(tenant, *before["kubeflow"].pods, *before["plain"].pods)
+        held.close()
         tenant.wait(
             lambda: not tenant.running("kubeflow") and not tenant.running("plain"),
             "all pods have left",
         )
-    finally:
-        cluster.remove_taint(MAINTENANCE)
     after = all_go_on([End(job, before[job.name], TOLD, together=True) for job in jobs])
     for status in after.values():
         assert "DeletionByTaintManager" in status["lastFailure"]["message"]
@@ -177,8 +183,9 @@ def test_the_node_is_tainted(cluster, tenant, kubeflow, plain):
 def test_the_node_loses_power(cluster, kubeflow, plain):
     """All containers die at once, the operator's too; the disks keep what they have."""
     jobs = (kubeflow, plain)
-    before = all_train(jobs)
-    cluster.restart_node()
+    with ExitStack() as held:
+        before = all_held(jobs, held)
+        cluster.restart_node()
     all_go_on([End(job, before[job.name], LOST, together=False) for job in jobs])
 
 

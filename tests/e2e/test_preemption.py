@@ -1,14 +1,15 @@
 """A job of two pods makes room for a more important pod in mid-training, and comes back."""
 
 import json
+from contextlib import ExitStack
 
 import pytest
 
-from harness.disturbed import ONCE, Disturbed
+from harness.disturbed import ONCE, Disturbed, all_held, all_told
 from harness.scratch_images import BUSYBOX_IMAGE
 from harness.stage_config import merged
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2000)]
 
 OTHERS = "other-team"
 RESTRICTED = {
@@ -50,6 +51,27 @@ def pod_that_wants(gpus, priority):
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "urgent"}, "spec": spec}
 
 
+def preempted_by_the_scheduler(log):
+    """The names of the pods in whose status it has written so."""
+    found = set()
+    with log.open() as lines:
+        for line in lines:
+            if "PreemptionByScheduler" not in line or not line.endswith("\n"):
+                continue
+            event = json.loads(line)
+            about, asked = event["objectRef"], event.get("requestObject") or {}
+            reasons = {
+                one["type"]: one.get("reason")
+                for one in asked.get("status", {}).get("conditions") or []
+                if "type" in one
+            }
+            if event["user"]["username"] != "system:kube-scheduler" or about["resource"] != "pods":
+                continue
+            if reasons.get("DisruptionTarget") == "PreemptionByScheduler":
+                found.add(about["name"])
+    return found
+
+
 def row_of(tenant, name):
     """The row of `kubectl get ftjob`, by column."""
     table = tenant.api.table(f"{tenant.jobs}/{name}")
@@ -64,30 +86,19 @@ def test_a_preempted_job_waits_for_room_and_ends_bit_equal(
     undisturbed = short_twin()
     tenant.start("preempted", merged(ONCE, {"resources": {"accelerator": {"perNode": 4}}}))
     job = Disturbed(tenant, "preempted")
-    before = job.trains()
-    assert row_of(tenant, "preempted")["GPUs"] == 8
-    seen = {}
-
-    def remember():
-        """Keep the last that the API server tells of the pods, while they are there."""
-        for pod in tenant.pods("preempted"):
-            if pod["metadata"]["labels"]["finetune.dev/stage"] == "train":
-                seen[pod["metadata"]["name"]] = pod
-        return tenant.status("preempted")["attempt"] == 2
-
     pods = f"/api/v1/namespaces/{OTHERS}/pods"
-    cluster.api.create(pods, pod_that_wants(8, urgent))
-    tenant.wait(remember, "the attempt has ended", 180)
+    with ExitStack() as held:
+        before = all_held([job], held)[job.name]
+        assert row_of(tenant, "preempted")["GPUs"] == 8
+        cluster.api.create(pods, pod_that_wants(8, urgent))
+        all_told(tenant, *before.pods)
+    tenant.wait(lambda: tenant.status("preempted")["attempt"] == 2, "the attempt has ended", 180)
     tenant.wait(
         lambda: cluster.api.get(f"{pods}/urgent")["status"].get("phase") == "Running",
         "the more important pod runs",
     )
 
-    targets = [
-        {one["type"]: one.get("reason") for one in seen[name]["status"]["conditions"]}
-        for name in before.names
-    ]
-    assert "PreemptionByScheduler" in [found.get("DisruptionTarget") for found in targets]
+    assert set(before.names) & preempted_by_the_scheduler(cluster.audit_log)
 
     def waits():
         found = tenant.conditions("preempted").get("Recovering")

@@ -1,7 +1,9 @@
 """A node is cut off with its pods, a second gang takes the job over, and the first one comes back.
 
 The processes of the first gang stand still while the node is away, as on a machine that is paused,
-and go on while the second gang owns the job's folder: they find its claim and change nothing.
+and go on while the second gang owns the job's folder: they find its claim and change nothing. What
+holds their containers stands still longer, until they have ended by themselves: else the kubelet that
+comes back would kill them, and how fast the second gang is would say whether there is a first.
 """
 
 from contextlib import ExitStack
@@ -11,6 +13,7 @@ import pytest
 
 from harness.checkpoint_folders import contents
 from harness.disturbed import ONCE, Before, Disturbed, all_held
+from harness.paused import let_go_on, pause_shims
 from harness.stage_config import merged
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -26,6 +29,8 @@ class Parted:
     """Closed, the node comes back."""
     pods: ExitStack
     """Closed, the processes of the first gang go on."""
+    shims: ExitStack
+    """Closed, the kubelet may end their containers."""
 
 
 @pytest.fixture(scope="session")
@@ -33,16 +38,15 @@ def parted(cluster, tenant, twin, short_twin):
     """Until the node is let come back, tests run that need none."""
     twin()  # they have their pods no longer
     short_twin()
-    # The kubelet that comes back kills at its end what stands still: until then the second gang
-    # must have its claim.
-    grace = {"checkpoint": {"gracePeriodSeconds": 90}}
+    grace = {"checkpoint": {"gracePeriodSeconds": 10}}  # the operator waits for it and a minute
     tenant.start("parted", merged(ONCE, {"backend": "PyTorchJob", **grace}))
     job = Disturbed(tenant, "parted")
-    with ExitStack() as pods, ExitStack() as node:  # whatever happens both are closed
+    with ExitStack() as shims, ExitStack() as pods, ExitStack() as node:  # closed, whatever happens
         before = all_held([job], pods)[job.name]
+        shims.callback(let_go_on, pause_shims(before.pods))
         node.callback(cluster.start_kubelet)
         cluster.stop_kubelet()
-        yield Parted(job, before, node, pods)
+        yield Parted(job, before, node, pods, shims)
 
 
 def test_a_node_is_cut_off(cluster, parted):
@@ -50,9 +54,13 @@ def test_a_node_is_cut_off(cluster, parted):
     assert parted.job.kept.claim(2) == {}
 
 
-def test_a_gang_that_comes_back_is_fenced(tenant, short_twin, parted):
-    undisturbed, job, before = short_twin(), parted.job, parted.before
-    with parted.pods, parted.node:  # should anything fail here, later tests have a node
+def test_a_gang_that_comes_back_is_fenced(tenant, parted):
+    job, before = parted.job, parted.before
+    with (
+        parted.shims,
+        parted.pods,
+        parted.node,
+    ):  # should anything fail here, later tests have a node
         # Unreachable for a minute, told to go, the grace period, and a minute of no sign.
         tenant.wait(
             lambda: (
@@ -66,19 +74,20 @@ def test_a_gang_that_comes_back_is_fenced(tenant, short_twin, parted):
         there = {pod["metadata"]["uid"] for pod in tenant.pods("parted")}
         assert old <= there, "nobody removes pods by force"
         parted.node.close()
-        tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 110)
+        tenant.wait(lambda: job.kept.claim(2), "the second gang has its claim", 400)
         untouched = of_the_second(job.kept)
         parted.pods.close()
-
-    def both_have_ended():
-        return all(job.kept.end(1, node) for node in (0, 1))
-
-    tenant.wait(both_have_ended, "the first gang has ended")
+        tenant.wait(
+            lambda: all(job.kept.end(1, node) for node in (0, 1)), "the first gang has ended"
+        )
     assert [job.kept.end(1, node)["exitCode"] for node in (0, 1)] == [21, 21]
     assert job.kept.end(1)["problems"][0]["code"] == "fenced"
     assert job.kept.end(1)["checkpoint"]["step"] == before.checkpoint
     assert untouched.items() <= of_the_second(job.kept).items()
 
+
+def test_the_second_gang_ends_as_if_there_had_been_no_other(tenant, short_twin, parted):
+    undisturbed, job, before = short_twin(), parted.job, parted.before
     status = tenant.finished("parted", 600)
     assert status["outcome"] == "Succeeded"
     assert (status["attempt"], status["failures"], status["preemptions"]) == (2, 0, 1)

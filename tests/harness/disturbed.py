@@ -7,20 +7,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from harness.paused import let_go_on, pause
+from harness.paused import let_go_on, pause, told
 from harness.stage_config import merged
 from harness.tenant import Kept, Tenant
 
 EVERY = 20
 """Steps between two checkpoints: the most that may be lost."""
 SPEC: dict[str, Any] = {
-    "training": {"maxSteps": 500, "globalBatchSize": 8, "microBatchSize": 2},
+    "training": {"maxSteps": 400, "globalBatchSize": 8, "microBatchSize": 2},
     "parallelism": {"deepspeed": {"zeroStage": 2}},
     "resources": {"nodes": 2, "accelerator": {"device": "cpu", "perNode": 2}},
     "checkpoint": {"everySteps": EVERY, "gracePeriodSeconds": 20, "keep": 100},
 }
-"""Enough steps to be disturbed five times, each some steps beyond a checkpoint: in between jobs stand
-still. Every checkpoint is kept, so that a look at one is never too late."""
+"""Enough steps to be disturbed five times, each some steps beyond a checkpoint: in between, and until
+pods are told to end, jobs stand still. Every checkpoint is kept, so that a look at one is never too late."""
 ONCE = merged(SPEC, {"training": {"maxSteps": 160}})
 """Enough to be disturbed once."""
 UNFINISHED = "no manifest.json"
@@ -108,10 +108,6 @@ class Disturbed:
         let_go_on(processes)  # it has saved again meanwhile
         return None
 
-    def trains(self, timeout: float = 400.0) -> Before:
-        """Wait until it trains beyond a checkpoint of this attempt."""
-        return all_train([self], timeout)[self.name]
-
     def next_claim(self) -> After | None:
         """Return the job as the next attempt finds it; None until that has its claim."""
         claim = self.kept.claim(self.attempt + 1)
@@ -158,6 +154,12 @@ class Disturbed:
             assert [one["checkpoint"]["path"] for one in said] == [resumed["path"]] * 2
             assert resumed["step"] >= end.before.step
             assert after.manifest["reason"] in ("signal", "cadence")
+
+
+def all_told(tenant: Tenant, *pods: Mapping[str, Any]) -> None:
+    """Wait until SIGTERM waits for each of the pods, which stand still."""
+    names = " and ".join(pod["metadata"]["name"] for pod in pods)
+    tenant.wait(lambda: all(told(pod) for pod in pods), f"{names} are told to end")
 
 
 @dataclass(frozen=True)
