@@ -1,11 +1,14 @@
 """One cluster for all tests of the layer, with the built images and the chart installed.
 
-Two cores serve all pods, so jobs of one test train beside another's where neither disturbs the
-other: first those that are left alone, then those that are disturbed.
+Two cores serve all pods, and half of the time of a job is waited for something: so jobs of one test run
+beside another's where neither disturbs the other, and what takes long is begun by one test and looked at
+by another.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,20 +26,30 @@ from harness.installation import install_operator
 from harness.stage_config import merged
 from harness.tenant import Kept, Tenant, fill, make_tenant
 from harness.tiny_model import make_tiny_model
+from harness.typed import ROOT
 
 OWN_CLUSTER = "test_cluster_leaves_nothing"
+DEMO = "test_quickstart"
 ORDER = (
     "test_broken_input",
-    "test_quickstart",
+    "test_logs",  # beside jobs that train, to which it is nothing that the API server ends
+    "test_quickstart::test_a_user_begins_with_three_claims",
     "test_preemption",
+    "test_quickstart::test_the_volumes_are_filled",  # before the node's pods are ended
     "test_disruptions",
     "test_split_brain::test_a_node_is_cut_off",
     # Minutes pass until others may take over what ran there: meanwhile, what needs no node.
     "test_rights",
     "test_images",
     "test_node_images",
+    "test_split_brain::test_a_gang_that_comes_back_is_fenced",
+    # From here on pages are typed while the second gang trains and other tests run.
+    "test_pages::test_a_user_applies_a_job",
+    "test_quickstart::test_a_user_applies_the_job",
     "test_split_brain",
+    "test_node",
     "test_pages",
+    "test_quickstart",
 )
 MAINTENANCE = "example.com/maintenance"
 VALUES: dict[str, Any] = {
@@ -69,6 +82,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if first is not None:  # it waits for the cluster too: minutes when the images are new
         own = first.get_closest_marker("timeout")
         first.add_marker(pytest.mark.timeout(_START_SECONDS + (own.args[0] if own else 300)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def demo_model(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """Fetch the model of the demo once, from the beginning; returns what waits for it."""
+    fetch = [sys.executable, ROOT / "examples" / "quickstart" / "fetch_model.py"]
+    wanted = any(item.path.stem == DEMO for item in request.session.items)
+    fetching = subprocess.Popen(fetch) if wanted else None
+
+    def there() -> None:
+        assert fetching is not None
+        assert fetching.wait(600) == 0
+
+    try:
+        yield there
+    finally:
+        if fetching is not None:
+            fetching.kill()
+            fetching.wait(10)
 
 
 @pytest.fixture(scope="session")

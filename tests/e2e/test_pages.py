@@ -9,21 +9,42 @@ from harness.typed import ROOT, Reader, editor
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+PAGES = ("docs/use/preemption.md", "docs/use/fix-a-failed-job.md")
 MODEL = "smollm2-135m-instruct"
 
 
-@pytest.fixture(scope="module")
-def reader(cluster, tiny_model, page_variables):
-    """A user whose volumes are filled as the pages say, but for the size of the model."""
-    team = make_tenant(cluster, "reader")
+@pytest.fixture(scope="session")
+def readers(cluster):
+    return make_tenant(cluster, "reader")
+
+
+@pytest.fixture(scope="session")
+def typed(cluster, readers, tiny_model, page_variables):
+    """What the commands of each page print, which are typed beside other tests.
+
+    The user's volumes are filled as the pages say, but for the size of the model.
+    """
+    team = readers
     models = team.claim("models")
     shutil.copytree(tiny_model, models / MODEL)
     make_readable(models)
     shutil.copytree(ROOT / "examples" / "datasets", team.claim("datasets"), dirs_exist_ok=True)
     team.claim("output")
-    return Reader(editor(cluster, team.namespace, "rita"), page_variables)
+    reader = Reader(editor(cluster, team.namespace, "rita"), page_variables)
+    with reader.types_beside(PAGES, timeout=300) as printed:
+        yield printed
 
 
-@pytest.mark.parametrize("page", ["docs/use/preemption.md", "docs/use/fix-a-failed-job.md"])
-def test_a_page_for_users(reader, page):
-    assert reader.types(page, timeout=300)
+def test_a_user_applies_a_job(readers, typed):
+    """The rest of the pages is typed while other tests run."""
+
+    def made():
+        return [one["metadata"]["name"] for one in readers.api.get(readers.jobs)["items"]]
+
+    readers.wait(lambda: made() or typed[PAGES[0]].done(), "the first command of the first page")
+    assert made() == ["quickstart"], typed[PAGES[0]].result()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_for_users(typed, page):
+    assert typed[page].result()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +32,17 @@ class Reader:
         Fails with the page's line when a command fails, or prints something else than is shown.
         """
         return [self.type(one, timeout) for one in commands_in(ROOT / page, ROOT)]
+
+    @contextmanager
+    def types_beside(
+        self, pages: Sequence[str], *, timeout: float = 900.0
+    ) -> Iterator[dict[str, Future[list[str]]]]:
+        """Type pages one after the other while the block goes on; yields what each printed, by page.
+
+        After one that fails the others are typed all the same. The block ends when all are typed.
+        """
+        with ThreadPoolExecutor(1) as hands:
+            yield {page: hands.submit(self.types, page, timeout=timeout) for page in pages}
 
     def type(self, command: DocCommand, timeout: float = 900.0) -> str:
         """Type one command."""
