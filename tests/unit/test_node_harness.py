@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import signal
 import subprocess
+import sys
 import tarfile
 
 import pytest
 
 from finetune_cli.run.processes import boot_id, start_ticks
-from harness import cluster_command, containerd, machine, network, scratch_images
+from harness import cluster_command, containerd, machine, network, paused, scratch_images
+from harness.processes import free_port
 
 
 @pytest.fixture
@@ -143,3 +146,26 @@ def test_a_process_that_has_the_id_of_a_killed_cluster_is_left_alone(monkeypatch
             cluster_command.down()
             assert process.poll() is None
             process.terminate()
+
+
+def test_a_free_port_is_never_one_that_a_connection_or_a_service_is_given():
+    found = [free_port() for _ in range(50)]
+    assert len(set(found)) == 50
+    assert min(found) >= 20_000
+    assert max(found) < 30_000
+
+
+def test_who_stands_still_is_told_once_a_signal_waits(monkeypatch):
+    heard = "import signal, sys; signal.signal(15, lambda *_: sys.exit(7)); print(); signal.pause()"
+    command = [sys.executable, "-c", heard]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        monkeypatch.setattr(paused, "processes_of", lambda pod: [process.pid])
+        standing = paused.pause([{}])
+        assert standing == [process.pid]
+        assert not paused.told({})
+        process.send_signal(signal.SIGTERM)
+        assert paused.told({})
+        paused.let_go_on(standing)
+        assert process.wait(30) == 7
+        assert not paused.told({})
