@@ -56,11 +56,8 @@ def test_a_node_is_cut_off(cluster, parted):
 
 def test_a_gang_that_comes_back_is_fenced(tenant, parted):
     job, before = parted.job, parted.before
-    with (
-        parted.shims,
-        parted.pods,
-        parted.node,
-    ):  # should anything fail here, later tests have a node
+    # Should anything fail here, later tests have a node.
+    with parted.shims, parted.pods, parted.node:
         # Unreachable for a minute, told to go, the grace period, and a minute of no sign.
         tenant.wait(
             lambda: (
