@@ -35,6 +35,7 @@ _TOLD = {
     "tokensPerSecond": "tokens_per_second",
     "etaSeconds": "eta_seconds",
     "checkpoint": "checkpoint",
+    "resumedFrom": "resumed_from",
 }
 """Names in a line, and in ``Progress``."""
 

@@ -14,8 +14,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from finetune_api.checkpoint import CheckpointRef
 from finetune_api.names import Layout
 from finetune_api.reports import Goodput, Progress
+from finetune_operator.progress import Source
+from finetune_operator.progress_log import newest
+from finetune_operator.queue import Key
 from finetune_trainer.callbacks.endpoint import Endpoint
 from finetune_trainer.callbacks.goodput import Clock
 from finetune_trainer.callbacks.hang import Watchdog, allowed
@@ -102,6 +106,23 @@ def test_an_infinite_gradient_norm_hides_nothing_else(
     state.global_step = 2
     reporter.on_log(None, state, None, {"loss": 6.25, "learning_rate": 1e-4, "grad_norm": 0.5})
     assert Progress.model_validate_json(layout.progress.read_bytes()).gradient_norm == 0.5
+
+
+def test_the_line_in_the_log_says_where_the_attempt_began(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the operator cannot reach the pod, status knows it from this line alone."""
+    reporter = reporter_of(Layout(tmp_path))
+    start = CheckpointRef(step=40, path="checkpoints/1/step-40", digest="sha256:" + "a" * 64)
+    reporter.update(resumed_from=start)
+    state = type("State", (), {"global_step": 41, "max_steps": 60, "epoch": 0.25})()
+    reporter.on_log(None, state, None, {"loss": 6.5})
+    said = capsys.readouterr().out.splitlines()[-1].encode()
+    known = reporter.progress
+    source = Source(Key("team", "bot"), known.job_uid, known.attempt, "127.0.0.1", "bot-1-0")
+    heard = newest(said, source, None)
+    assert heard is not None
+    assert (heard.step, heard.resumed_from) == (41, start)
 
 
 def test_progress_that_cannot_be_written_ends_nothing(

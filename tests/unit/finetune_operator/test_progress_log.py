@@ -9,10 +9,12 @@ from aiohttp import web
 
 from finetune_api.checkpoint import CheckpointRef
 from finetune_api.reports import Goodput, Progress
+from finetune_api.status import JobStatus
 from finetune_operator.kube import Forbidden, Kube, Unavailable
 from finetune_operator.progress import Puller, Source
 from finetune_operator.progress_log import LogReader, newest
 from finetune_operator.queue import Key
+from finetune_operator.said import claim_said
 from finetune_operator.settings import read_settings
 from harness.looks import Looks
 from harness.played_runs import Run
@@ -30,6 +32,7 @@ LINE = {
     "tokensPerSecond": 812.5,
     "etaSeconds": 26.5,
     "checkpoint": {"step": 5, "path": "checkpoints/3/step-5", "digest": DIGEST},
+    "resumedFrom": {"step": 4, "path": "checkpoints/2/step-4", "digest": DIGEST},
     "job": "uid-1",
     "attempt": 2,
     "claim": 3,
@@ -46,6 +49,7 @@ SAID = Progress(
     tokens_per_second=812.5,
     eta_seconds=26.5,
     checkpoint=CheckpointRef(step=5, path="checkpoints/3/step-5", digest=DIGEST),
+    resumed_from=CheckpointRef(step=4, path="checkpoints/2/step-4", digest=DIGEST),
 )
 
 
@@ -99,6 +103,14 @@ def test_a_line_that_does_not_match_is_dropped(changes):
 )
 def test_a_log_without_such_a_line_tells_nothing(text):
     assert newest(text, SOURCE, None) is None
+
+
+def test_an_attempt_that_was_heard_in_its_log_alone_keeps_where_it_resumed_from():
+    """Without it status said that the attempt began at step 0, and that all before it was lost."""
+    puller = Puller(lambda key: None)
+    puller._known["uid-1"] = newest(line(), SOURCE, None)
+    claim = claim_said("uid-1", JobStatus(attempt=2), [], puller)
+    assert (claim.sequence, claim.resumes_from.step) == (3, 4)
 
 
 def test_what_the_line_does_not_hold_is_kept_from_before():

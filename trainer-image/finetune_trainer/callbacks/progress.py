@@ -133,7 +133,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         )
         camel = {_camel(name): value for name, value in values.items() if value is not None}
         self._line({"step": state.global_step, **camel})
-        saved = self.progress.checkpoint
+        saved, start = self.progress.checkpoint, self.progress.resumed_from
         self._log(
             {
                 "event": "progress",
@@ -143,6 +143,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                 "etaSeconds": self.progress.eta_seconds,
                 # The operator reads this line where it cannot reach the process.
                 **({} if saved is None else {"checkpoint": saved.to_json()}),
+                **({} if start is None else {"resumedFrom": start.to_json()}),
             }
         )
 
