@@ -133,8 +133,8 @@ ACTION: Mapping[str, tuple[str, str]] = {
         "once its node is known to be off, remove its pods by force",
     ),
     "PreparationMissing": (
-        "what preparation found is gone, or is not what it was",
-        "bring its ConfigMap back from a copy, or create the job again",
+        "somebody took what preparation chose out of the job's status",
+        "create the job again",
     ),
     "ResolvedJobLost": (
         "the ConfigMap of the resolved job is gone or was exchanged",

@@ -50,7 +50,7 @@ class Choices(Document):
     schema_version: int = SCHEMA_VERSION
     fingerprint: Digest
     """Of everything that shapes the prepared data."""
-    model_path: str
+    model_path: Annotated[str, Field(max_length=2048)]
     """Folder of the materialised base model, relative to the job's folder, or ``pvc://...``."""
     model_digest: Digest
     tokenizer_digest: Digest
@@ -66,7 +66,7 @@ class Choices(Document):
     total_steps: Annotated[int, Field(ge=1)]
     evaluation_every_steps: Annotated[int, Field(ge=1)] | None = None
     """None: no validation data."""
-    chosen: tuple[Chosen, ...] = ()
+    chosen: Annotated[tuple[Chosen, ...], Field(max_length=32)] = ()
 
 
 class Attempt(Document):

@@ -9,7 +9,7 @@ from pydantic import Field
 from finetune_api.checkpoint import CheckpointRef
 from finetune_api.document import Digest, Document
 from finetune_api.reports import Count, Goodput, Seconds, Verdict
-from finetune_api.resolved import Chosen
+from finetune_api.resolved import Choices, Chosen
 
 Phase = Literal[
     "Pending",
@@ -77,8 +77,6 @@ class ResolvedRef(Document):
     config_map: Annotated[str, Field(max_length=253)] = ""
     digest: Digest
     """Of the resolved job and its queue."""
-    prepared: Digest | None = None
-    """Of what preparation found and chose; it lies in a ConfigMap beside the resolved job's."""
 
 
 class Child(Document):
@@ -199,6 +197,8 @@ class Ledger(Document):
     retry_generation: Count = 0
     """The newest ``spec.recovery.retryGeneration`` that was acted upon."""
     prepared: bool = False
+    choices: Choices | None = None
+    """What preparation chose, as every attempt is told it; the reasons are in ``chosen``."""
     trained: bool = False
     tries: Count = 0
     """Tries of preparation or publishing, whichever runs now, the present one included."""

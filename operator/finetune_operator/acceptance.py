@@ -19,7 +19,6 @@ from finetune_api.document import canonical, digest_of
 from finetune_api.names import LABEL_PRIORITY, LABEL_QUEUE, workspace_folder
 from finetune_api.problem import Problem, Refused
 from finetune_api.profile import Platform
-from finetune_api.reports import PrepareReport
 from finetune_api.resolved import ResolvedJob
 from finetune_api.status import JobStatus
 from finetune_operator.known_jobs import Stale
@@ -28,14 +27,12 @@ from finetune_operator.kube import (
     NAMESPACES,
     PROFILES,
     Conflict,
-    Forbidden,
-    Invalid,
     Kube,
     Object,
 )
 from finetune_operator.live_spec import changed_spec, within_limits
 from finetune_operator.observed import Live
-from finetune_operator.ownership import NameTaken, create_exactly, owned_by
+from finetune_operator.ownership import create_exactly, owned_by
 from finetune_operator.remembered import Remembered
 from finetune_operator.render.owner import labels, metadata
 from finetune_operator.render.placement import Placement
@@ -140,7 +137,6 @@ class Acceptance:
         self._profiles = profiles
         self._image = trainer_image
         self._known: Remembered[str, Accepted] = Remembered(REMEMBERED, ROOM)
-        self._prepared: Remembered[str, PrepareReport] = Remembered(REMEMBERED, ROOM // 2)
         self._namespaces: dict[str, tuple[float, Mapping[str, str]]] = {}
 
     @property
@@ -151,7 +147,6 @@ class Acceptance:
     def forget(self, uid: str) -> None:
         """Drop what is remembered of a job that is gone."""
         self._known.pop(uid)
-        self._prepared.pop(uid)
 
     async def accepted(self, body: Object, status: JobStatus, *, fresh: bool = True) -> Accepted:
         """Return the accepted job; accepts it where that was not done yet.
@@ -203,47 +198,6 @@ class Acceptance:
             now, beyond = within_limits(job, now, profile)
             problems += beyond
         return Live.of(now, generation), problems
-
-    async def prepared(
-        self,
-        accepted: Accepted,
-        found: PrepareReport | None,
-        digest: str | None,
-        *,
-        ends: bool = True,
-    ) -> PrepareReport | None:
-        """Return what preparation found and chose, frozen the first time that it is seen.
-
-        The pod that said it may vanish; what every attempt is made of must not. Once status has
-        its digest, nothing else counts for it, whoever wrote that. ``ends`` is whether a preparation
-        may have ended: of one that goes on nothing was frozen.
-
-        Raises ``NameTaken``, ``Forbidden`` or ``Invalid`` where it cannot be written down the first
-        time; later what is known by its digest is used all the same.
-        """
-        uid = accepted.job.uid
-        known = self._prepared.get(uid)
-        if known is not None:
-            return known
-        if found is None and digest is None and not ends:
-            return None
-        name = prepared_name(accepted.job)
-        frozen: PrepareReport | None = None
-        if found is None or digest is not None:
-            body = await self._kube.find(CONFIG_MAPS, accepted.job.namespace, name)
-            frozen = _frozen(body, uid, digest) if body is not None else None
-        if frozen is None and found is not None and digest in (None, digest_of(found.to_json())):
-            made = _config_map(accepted.job, name, {"report.json": found.to_json()})
-            try:
-                await create_exactly(self._kube, made, uid)
-            except (NameTaken, Forbidden, Invalid):
-                if digest is None:
-                    raise
-                return found
-            frozen = found
-        if frozen is not None:
-            self._prepared.put(uid, frozen, len(canonical(frozen.to_json())))
-        return frozen
 
     async def _resolved(self, body: Object) -> tuple[ResolvedJob, dict[str, str]]:
         """Resolve a job as it stands."""
@@ -320,11 +274,6 @@ class Acceptance:
         return await self._write(made)
 
 
-def prepared_name(job: ResolvedJob) -> str:
-    """Return the name of the ConfigMap that keeps what a job's preparation found and chose."""
-    return f"{workspace_folder(job.name, job.uid)}-prepared"
-
-
 def _name(job: str, uid: str) -> str:
     return f"{workspace_folder(job, uid)}-resolved"
 
@@ -359,17 +308,3 @@ def _parsed(body: Object) -> Accepted:
 
 def _digest(job: Any, queue: Any) -> str:
     return digest_of({"job": job, "queue": queue})
-
-
-def _frozen(body: Object, uid: str, digest: str | None) -> PrepareReport | None:
-    """Return the report that lies there; None unless it is this job's, and of this digest."""
-    if not owned_by(body, uid):
-        return None
-    try:
-        raw = json.loads((body.get("data") or {})["report.json"])
-        found = PrepareReport.model_validate(raw)
-    except (KeyError, ValueError):
-        return None
-    if digest is not None and digest_of(raw) != digest:
-        return None
-    return found if found.choices is not None and found.job_uid == uid else None

@@ -11,7 +11,7 @@ from finetune_api.names import LABEL_STAGE, LABEL_UID
 from finetune_api.problem import Problem
 from finetune_api.resolved import ResolvedJob, StageConfig
 from finetune_api.status import Child, JobStatus
-from finetune_operator.acceptance import Acceptance, Accepted, prepared_name
+from finetune_operator.acceptance import Acceptance, Accepted
 from finetune_operator.backend import (
     BACKENDS,
     CPU_STAGES,
@@ -28,8 +28,6 @@ from finetune_operator.kube import (
     CLAIMS,
     PODS,
     PYTORCH_JOBS,
-    Forbidden,
-    Invalid,
     Kube,
     KubeError,
     Object,
@@ -40,14 +38,14 @@ from finetune_operator.kube import (
 )
 from finetune_operator.last_seen import LastSeen
 from finetune_operator.observed import ChildState, Kinds, Observed, Waiting, WorkspaceState
-from finetune_operator.ownership import NameTaken, owned_by, with_owner
+from finetune_operator.ownership import owned_by, with_owner
 from finetune_operator.progress import Puller, Source
 from finetune_operator.queue import Key
 from finetune_operator.remains import MOST_ASKED, gone_children, unlisted
 from finetune_operator.render.claims import claim_of
 from finetune_operator.render.workspace import made_by_us, shared, workspace
 from finetune_operator.resolve.paths import look
-from finetune_operator.said import claim_said, prepared_by, published_by, reports_of, unkept
+from finetune_operator.said import claim_said, prepared_by, published_by, reports_of
 from finetune_operator.workspace_folders import earlier
 
 _FRESH_CLAIM = 5.0
@@ -145,20 +143,12 @@ class Observer:
         if backend is None:
             space = replace(space, problem=_no_backend(str(wanted)))
         reports = reports_of(states, status.child)
-        frozen = status.resolved.prepared if status.resolved else None
-        prepared = None
-        if begun:
-            report = prepared_by(job.uid, states)
-            ends = not _goes_on(states, status.child)
-            try:
-                prepared = await self.acceptance.prepared(accepted, report, frozen, ends=ends)
-            except (NameTaken, Forbidden, Invalid) as error:
-                states = unkept(states, prepared_name(job), error)
+        report = prepared_by(job.uid, states)
         found = Observed(
             live=live,
             children=tuple(states),
-            report=prepared,
-            choices=prepared.choices if prepared else None,
+            report=report,
+            choices=status.choices or (report.choices if report else None),
             progress=self.puller.known(job.uid),
             claim=claim_said(job.uid, status, reports, self.puller),
             published=published_by(accepted, status, states),
@@ -363,11 +353,4 @@ def _has_succeeded(child: Child | None, gone: Sequence[Object]) -> bool:
         and owner_of(pod).get("uid") == child.uid
         and look(pod, "status", "phase") == "Succeeded"
         for pod in gone
-    )
-
-
-def _goes_on(states: Sequence[ChildState], child: Child | None) -> bool:
-    """Tell whether the ledger's child is there and has not ended."""
-    return any(
-        child is not None and state.name == child.name and not state.over for state in states
     )

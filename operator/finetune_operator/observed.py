@@ -79,8 +79,6 @@ class ChildState:
     """Its processes were ended because it was suspended from outside, and none is left."""
     held: bool = False
     """It is suspended, and not by a queue: who did that lets it go on."""
-    unkept: bool = False
-    """It has ended, and what it found could not be written down yet: nothing of it is removed."""
     emptied: str = ""
     """Where it is held by a size of 0: the platform's name of what holds that."""
     platform_status: str = ""
@@ -142,8 +140,9 @@ class Observed:
     children: tuple[ChildState, ...] = ()
     """All of this job that exist, those of earlier attempts included."""
     report: PrepareReport | None = None
+    """Of a preparation that succeeded, while its pod is remembered."""
     choices: Choices | None = None
-    """Of a preparation that succeeded; frozen by the executor when it first saw them."""
+    """The ledger's, once it has them; else the report's."""
     progress: Progress | None = None
     claim: Claim | None = None
     """The newest one of the attempt that runs."""

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from finetune_api.checkpoint import Claim
 from finetune_api.names import workspace_folder
 from finetune_api.reports import CompletionManifest, PrepareReport, TerminationReport
 from finetune_api.status import Child, JobStatus
 from finetune_operator.acceptance import Accepted
-from finetune_operator.endings import clean
-from finetune_operator.kube import Forbidden, Invalid
-from finetune_operator.observed import ChildState, Waiting
-from finetune_operator.ownership import NameTaken
+from finetune_operator.observed import ChildState
 from finetune_operator.progress import Puller
 from finetune_operator.render.claims import claim_of
 
@@ -41,34 +37,6 @@ def prepared_by(uid: str, states: Sequence[ChildState]) -> PrepareReport | None:
             problems=said.problems,
         )
     return None
-
-
-def unkept(
-    states: Sequence[ChildState], name: str, error: NameTaken | Forbidden | Invalid
-) -> list[ChildState]:
-    """Return children whose preparation is not over before what it found is written down.
-
-    Nothing could be resumed without it, so that the job waits until the ConfigMap of this name can
-    be made.
-    """
-    what = "what the preparation found cannot be kept"
-    if isinstance(error, NameTaken):
-        why = Waiting("NameTaken", f"{what}: {error.message}")
-    else:
-        fix = "ask who runs the cluster to allow it"
-        reason = "CreationRefused" if isinstance(error, Invalid) else "CreationForbidden"
-        if isinstance(error, Forbidden) and error.for_quota:
-            reason, fix = "QuotaExceeded", "free some of the namespace's quota or have it raised"
-        text = clean(error.message)
-        why = Waiting(
-            reason, f"{what} in ConfigMap {name}: {text}; {fix}; the job goes on by itself then"
-        )
-    return [
-        replace(state, over=False, withdrawn=False, ends=(), waiting=why, unkept=True)
-        if _preparations(state)
-        else state
-        for state in states
-    ]
 
 
 def _ended_well(states: Sequence[ChildState], child: Child | None) -> bool:

@@ -36,7 +36,8 @@ class _Said:
     type: ConditionType
     true: bool
     reason: str
-    message: str = ""
+    message: str | None = ""
+    """None: what was said before stays."""
 
 
 def derive(
@@ -72,7 +73,7 @@ def derive(
         progress=heard,
         dataset=_dataset(observed.report) or before.dataset,
         memory=_memory(s, before.memory),
-        chosen=_chosen(s) or before.chosen,
+        chosen=_chosen(s, before.chosen),
         output=_output(s) or before.output,
     )
     return within(status)
@@ -227,13 +228,17 @@ def _dated(
         known = old.pop(entry.type, None)
         if known is None and not entry.true and not entry.message and entry.type != "Prepared":
             continue
-        since = known.last_transition_time if known and known.status == status else now
+        stays = known is not None and known.status == status
+        since = known.last_transition_time if known and stays else now
+        message = entry.message
+        if message is None:
+            message = known.message if known and stays else ""
         kept.append(
             Condition(
                 type=entry.type,
                 status="True" if entry.true else "False",
                 reason=entry.reason,
-                message=entry.message[:1024],
+                message=message[:1024],
                 observed_generation=generation,
                 last_transition_time=since,
             )
@@ -254,9 +259,9 @@ def _dated(
     return tuple(kept)
 
 
-def _data_message(report: PrepareReport | None) -> str:
+def _data_message(report: PrepareReport | None) -> str | None:
     if report is None or report.train is None:
-        return ""
+        return None  # nobody remembers it any more
     data = report.train
     part = f" ({data.trained_tokens / data.tokens:.0%})" if data.tokens else ""
     text = f"{data.rows_used:,} rows, {data.trained_tokens:,} trained tokens{part}"
@@ -299,10 +304,13 @@ def _memory(s: Situation, before: MemoryStatus | None) -> MemoryStatus | None:
     )
 
 
-def _chosen(s: Situation) -> tuple[Chosen, ...]:
-    """What nobody wrote, the newest choice of a field last; a halved micro batch among them."""
+def _chosen(s: Situation, before: tuple[Chosen, ...]) -> tuple[Chosen, ...]:
+    """What nobody wrote, each field with its newest choice; a halved micro batch among them.
+
+    ``before`` has what was said of preparation's choices, which the ledger holds without reasons.
+    """
     choices, halvings = s.observed.choices, s.ledger.memory_halvings
-    rows = (*s.job.chosen, *(choices.chosen if choices else ()))
+    rows = (*before, *s.job.chosen, *(choices.chosen if choices else ()))
     if choices is not None and halvings:
         rows = (
             *rows,

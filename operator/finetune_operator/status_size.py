@@ -47,7 +47,7 @@ def _shorter(status: JobStatus) -> Iterator[JobStatus]:
     older, newest = status.resumes[:-1], status.resumes[-1:]
     yield cut(resumes=(*(one.model_copy(update={"rejected": ()}) for one in older), *newest))
     yield cut(chosen=())
-    for length in (512, 256):
+    for length in (512, 256, 192):
         yield cut(conditions=tuple(_texts(one, length, "message") for one in status.conditions))
         if status.last_failure is not None:
             yield cut(last_failure=_texts(status.last_failure, length, "message", "fix"))

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from finetune_api.document import digest_of
 from finetune_api.problem import Problem, Refused
 from finetune_api.status import JobStatus, ResolvedRef
 from finetune_operator import metrics
@@ -188,7 +187,6 @@ class Worker:
         else:
             known = status
         around, seen = await self.observer.observe(body, accepted, known)
-        known = _frozen(known, seen)
         notes, unanswered = await self._tell(body, accepted, around)
         now = self.clock()
         ledger = account(job, known, seen, now)
@@ -375,15 +373,6 @@ class Worker:
         else:
             self._uids.pop(key, None)
             self._written.pop(key, None)
-
-
-def _frozen(status: JobStatus, seen: Observed) -> JobStatus:
-    """Return a status that knows by its digest what preparation found and chose."""
-    ref, report = status.resolved, seen.report
-    if ref is None or ref.prepared is not None or report is None:
-        return status
-    ref = ref.model_copy(update={"prepared": digest_of(report.to_json())})
-    return status.model_copy(update={"resolved": ref})
 
 
 def starts(child: ChildState | None) -> bool:

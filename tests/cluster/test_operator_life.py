@@ -89,7 +89,6 @@ def test_killed_before_and_after_every_write_a_job_ends_as_undisturbed(jobs, tmp
         f"{folder}-resolved",
         "bot-workspace",
         "bot-prepare",
-        f"{folder}-prepared",
         "bot-1",
         "bot-2",
         "bot-publish",
@@ -194,7 +193,7 @@ def test_suspended_it_saves_and_goes_on_from_there(plane, jobs, tmp_path):
         maps = jobs.names("configmaps")
 
     folder = folder_of("bot", uid)
-    assert sorted(maps) == [f"{folder}-prepared", f"{folder}-resolved"], "none of an attempt"
+    assert maps == [f"{folder}-resolved"], "none of an attempt"
     assert suspended["checkpoint"]["step"] == 30
     assert conditions(suspended)["Suspended"] == ("True", "Suspended")
     assert status["outcome"] == "Succeeded"

@@ -93,10 +93,10 @@ def test_what_has_the_name_is_left_alone_and_waited_for(plane, api, jobs, tmp_pa
 
 def test_what_a_tenant_does_to_the_config_maps_changes_no_training(plane, api, jobs, tmp_path):
     """Edited: refused. Deleted: written again. Made anew by hand: nothing goes on with it."""
-    names = ("deleted", "forged", "found", "child")
+    names = ("deleted", "forged", "queued")
     player = PodPlayer(api, jobs.namespace, first_try_of("train"))
     log = tmp_path / "operator.log"
-    maps, missing = {}, "PreparationMissing"
+    maps = {}
 
     def remake(name, suffix, change):
         """Replace a ConfigMap by one of other content that says it is the operator's."""
@@ -114,11 +114,6 @@ def test_what_a_tenant_does_to_the_config_maps_changes_no_training(plane, api, j
     def queued(data):
         data["queue.json"] = json.dumps({"kueue.x-k8s.io/queue-name": "not-theirs"})
 
-    def another(data):
-        report = json.loads(data["report.json"])
-        report["choices"]["globalBatchSize"] = 32
-        data["report.json"] = json.dumps(report)
-
     with playing(player):
         with operator(plane.kubeconfig, jobs.namespace, log, *QUICK) as process:
             uids = {name: jobs.submit(name) for name in names}
@@ -129,33 +124,26 @@ def test_what_a_tenant_does_to_the_config_maps_changes_no_training(plane, api, j
             edit = refused(
                 jobs.change, "configmaps", maps["deleted"] + "-resolved", {"data": {"job.json": ""}}
             )
-            report = jobs.find("configmaps", maps["found"] + "-prepared")["data"]
-            wait_for(lambda: jobs.find("pods", "found-prepare-0-abcde") is None, process)
         # The operator is away, so that it cannot go by what it remembers.
         jobs.delete("configmaps", maps["deleted"] + "-resolved")
         remake(maps["forged"], "-resolved", faster)
-        remake(maps["found"], "-prepared", another)
-        remake(maps["child"], "-resolved", queued)
+        remake(maps["queued"], "-resolved", queued)
         with operator(plane.kubeconfig, jobs.namespace, log, *QUICK) as process:
-            for name in ("forged", "child"):
+            for name in ("forged", "queued"):
                 wait_for(lambda n=name: jobs.condition(n, "Accepted")[0] == "False", process)
-            lost = {name: jobs.condition(name, "Accepted") for name in ("forged", "child")}
+            lost = {name: jobs.condition(name, "Accepted") for name in ("forged", "queued")}
             for name in names:
                 jobs.delete("pods", f"{name}-1-0-abcde")
             wait_for(lambda: jobs.outcome("deleted"), process)
-            wait_for(lambda: jobs.condition("found", "Recovering")[1] == missing, process)
-            unread = jobs.condition("found", "Recovering"), list(player.made)
-            remake(maps["found"], "-prepared", lambda data: data.update(report))
-            wait_for(lambda: jobs.outcome("found"), process)
             again = jobs.find("configmaps", maps["deleted"] + "-resolved")["data"]
-            for name in ("forged", "child"):
+            for name in ("forged", "queued"):
                 jobs.delete("configmaps", maps[name] + "-resolved")
                 wait_for(lambda name=name: jobs.outcome(name), process)
 
     assert edit.code == 422
     assert "immutable" in edit.message
     assert again == resolved
-    for name in ("forged", "child"):
+    for name in ("forged", "queued"):
         config = f"ConfigMap {maps[name]}-resolved"
         assert lost[name] == (
             "False",
@@ -163,14 +151,7 @@ def test_what_a_tenant_does_to_the_config_maps_changes_no_training(plane, api, j
             f"{config} is not the one that was accepted: remove it",
         )
         assert jobs.counted(name) == ("Succeeded", 2, 0, 1)
-    assert unread[0] == (
-        "True",
-        "PreparationMissing",
-        "what preparation found is gone, or is not what it was: bring it back from a copy, or"
-        " create the job again",
-    )
-    assert "found-2-0-abcde" not in unread[1]
-    assert jobs.counted("found") == jobs.counted("deleted") == ("Succeeded", 2, 0, 1)
+    assert jobs.counted("deleted") == ("Succeeded", 2, 0, 1)
 
 
 def test_a_profile_that_changes_places_the_next_attempt_and_changes_no_training(

@@ -30,10 +30,10 @@ def set_quota(jobs, most: int, used: int) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_what_was_prepared_waits_for_room_and_the_job_goes_on_by_itself(plane, jobs, tmp_path):
-    """The resolved job has room, and nothing more."""
-    set_quota(jobs, 1, 0)
-    flags = ("--progress-seconds", "5")
+def test_a_job_waits_for_room_and_goes_on_by_itself(plane, jobs, tmp_path):
+    """It has one ConfigMap, and there is no room for it."""
+    set_quota(jobs, 0, 0)
+    flags = ("--unreachable-seconds", "1")
     with (
         playing(PodPlayer(jobs.api, jobs.namespace, trains_forever)),
         operator(plane.kubeconfig, jobs.namespace, tmp_path / "operator.log", *flags) as process,
@@ -42,17 +42,16 @@ def test_what_was_prepared_waits_for_room_and_the_job_goes_on_by_itself(plane, j
         jobs.change("finetunejobs", "bot", {"metadata": {"annotations": NOTES}})
 
         def waits():
-            return jobs.condition("bot", "Prepared")[1] == "QuotaExceeded"
+            return jobs.condition("bot", "Accepted")[1] == "QuotaExceeded"
 
         wait_for(waits, process)
-        _, _, message = jobs.condition("bot", "Prepared")
-        assert "exceeded quota: small, requested: count/configmaps=1, used: count/configmaps=1" in (
+        _, _, message = jobs.condition("bot", "Accepted")
+        assert "exceeded quota: small, requested: count/configmaps=1, used: count/configmaps=0" in (
             message
         )
-        assert jobs.phase("bot") == "Preparing"
-        assert jobs.counted("bot")[1:] == (0, 0, 0)
+        assert jobs.phase("bot") == "Pending"
 
-        set_quota(jobs, 10, 1)
+        set_quota(jobs, 1, 0)
         wait_for(lambda: jobs.phase("bot") == "Running", process)
     found = jobs.find("finetunejobs", "bot")
     assert found is not None

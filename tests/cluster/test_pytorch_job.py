@@ -55,7 +55,6 @@ def test_killed_before_and_after_every_write_a_gang_ends_as_undisturbed(kubeflow
         f"{folder}-resolved",
         "bot-workspace",
         "bot-prepare",
-        f"{folder}-prepared",
         "bot-1",
         "bot-2",
         "bot-publish",

@@ -48,8 +48,7 @@ def start(s: Situation) -> Step | None:
             None,
             "Recovering" if s.ledger.attempt > 1 else "Running",
             "PreparationMissing",
-            "what preparation found is gone, or is not what it was: bring it back from a copy, or"
-            " create the job again",
+            "status.choices, what preparation chose, is gone: create the job again",
         )
     resources = s.job.spec.resources
     return StartAttempt(

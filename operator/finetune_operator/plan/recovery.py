@@ -198,8 +198,11 @@ def _succeeded(s: Situation) -> Situation:
         "stopping": None,
     }
     if s.stage == "prepare":
+        made = s.observed.choices
         return s.with_ledger(
             prepared=True,
+            # Why each was chosen stands beside the others' reasons, for people.
+            choices=made.model_copy(update={"chosen": ()}) if made is not None else None,
             attempt=s.ledger.attempt + 1,
             child=s.named("train", s.ledger.attempt + 1),
             tries=0,
@@ -313,8 +316,6 @@ def told_to_stop(s: Situation) -> Situation:
     if ledger.outcome is not None or ledger.stopping is not None:
         return s
     child, live = s.alive, s.observed.live
-    if child is not None and child.unkept:
-        return s
     limit = live.active_deadline_seconds
     if child is None:
         spent = limit is not None and s.stage == "train" and ledger.active_seconds >= limit
@@ -350,7 +351,7 @@ def _not_started(s: Situation, child: ChildState) -> Cause:
 def stop(s: Situation) -> Step | None:
     """End the child whose stopping the ledger holds."""
     child, reason = s.alive, s.ledger.stopping
-    if child is None or reason is None or child.unkept:
+    if child is None or reason is None:
         return None
     return Stop(child.name, reason, of_class(reason, s.now).message, s.given_up(child))
 

@@ -15,6 +15,7 @@ from finetune_api.status import (
     Resume,
 )
 from finetune_operator.status_size import within
+from harness.rendered import CHOICES
 
 DIGEST = "sha256:" + "a" * 64
 TIME = "2026-01-01T00:00:00Z"
@@ -22,6 +23,7 @@ KINDS = (
     *("Accepted", "Prepared", "Queued", "Running", "Recovering"),
     *("Suspended", "Succeeded", "Failed", "Finished"),
 )
+CHOSEN = CHOICES.model_copy(update={"model_path": "p" * 1024})
 
 
 def full(letter: str = "x") -> JobStatus:
@@ -59,7 +61,8 @@ def full(letter: str = "x") -> JobStatus:
             )
             for kind in KINDS
         ),
-        resolved=ResolvedRef(config_map="m" * 253, digest=DIGEST, prepared=DIGEST),
+        resolved=ResolvedRef(config_map="m" * 253, digest=DIGEST),
+        choices=CHOSEN,
         trainer_image="i" * 512,
         chosen=tuple(
             Chosen(field="f" * 256, value=letter * 256, reason=letter * 512) for _ in range(32)
@@ -76,6 +79,7 @@ def test_a_full_one_is_cut_and_says_what_matters():
     assert size(full()) > 50_000
     found = within(full())
     assert size(found) <= 16_000
+    assert found.choices == CHOSEN, "attempts are made of them"
     assert (found.attempt, found.child, found.resolved) == (1000, full().child, full().resolved)
     assert [one.attempt for one in found.resumes] == list(range(991, 1001))
     assert found.resumes[-1].rejected == ("x" * 256,) * 3

@@ -48,7 +48,7 @@ def folder(looks):
 
 def one_of_each(looks):
     name = folder(looks)
-    return [[f"{name}-prepared", f"{name}-resolved"], [name]]
+    return [[f"{name}-resolved"], [name]]
 
 
 def test_after_six_rounds_of_suspend_and_resume_nothing_has_gathered():
