@@ -171,4 +171,5 @@ def full(schema):
 
 
 def test_a_status_of_which_every_part_is_full_is_not_large():
-    assert 60_000 < len(json.dumps(full(structural(JobStatus)))) <= 70_000
+    """A store takes 1.5 MiB; what the operator writes has 16 kB (``status_size``)."""
+    assert 100_000 < len(json.dumps(full(structural(JobStatus)))) <= 110_000
